@@ -1,0 +1,1 @@
+"""Inside the pod. Standard library only: nothing a custom node installs can break it."""

@@ -1,0 +1,278 @@
+"""The file door: atomic writes, durable trees, digests, locks, and disk errors turned into sentences.
+
+Every call that changes what a crash would leave behind goes through the functions here, one system call each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfypod.errors import BusyError, StorageError
+from comfypod.log import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CHUNK = 1 << 20
+_NOT_CONTENT = frozenset({".git", "__pycache__"})
+_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS})
+
+_DISK_SENTENCES = {
+    errno.ENOSPC: ("the disk is full", "free some space or choose another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or ask for a larger quota"),
+    errno.EROFS: ("the file system is read-only", "mount it writable or choose another folder"),
+    errno.EACCES: ("permission denied", "choose a folder that you may write to, or mend its owner or mode"),
+    errno.EPERM: ("not permitted", "choose a folder that you may write to, or mend its owner or mode"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk; what was there before is untouched"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "move that file away or choose another folder"),
+    errno.EEXIST: ("a file stands where a folder is needed", "move that file away or choose another folder"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFacts:
+    """Contents of a tree: a digest over names and bytes (`sha256:` and 64 hex digits), files, bytes."""
+
+    digest: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a file system has left for us; `inodes` is None where it does not count them."""
+
+    bytes: int
+    inodes: int | None
+
+
+def storage_error(error: OSError, action: str, needed: int | None = None) -> StorageError:
+    """Say in a sentence why `action` failed, with the bytes it needs where they are known."""
+    reason, hint = _DISK_SENTENCES.get(error.errno or 0, (error.strerror or str(error), "check the disk and try again"))
+    if error.errno == errno.ENOSPC and error.filename is not None and _out_of_inodes(Path(str(error.filename))):
+        reason, hint = "the disk has no inodes left", "delete small files or use a file system with more inodes"
+    room = f" ({human_bytes(needed)} needed)" if needed and error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    where = f": {error.filename}" if error.filename else ""
+    return StorageError(f"{action}: {reason}{room}{where}", hint)
+
+
+def _out_of_inodes(path: Path) -> bool:
+    left = room(path)
+    return left.inodes == 0 and left.bytes > 0
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the path itself or its nearest parent that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def room(path: Path) -> Room:
+    """Return what is left for an unprivileged user on the file system that holds, or would hold, `path`."""
+    facts = os.statvfs(nearest_folder(path))
+    return Room(facts.f_bavail * facts.f_frsize, facts.f_favail if facts.f_files else None)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        StorageError: the disk or its permissions forbid it.
+    """
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, f"cannot make the folder {path}") from error
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames and new names in a folder durable; file systems that refuse are left to themselves."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_filesystem(path: Path) -> None:
+    """Make everything written so far to the file system of `path` durable, in one call (syncfs(2))."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(handle) != 0 and (code := ctypes.get_errno()) not in _UNSUPPORTED:
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Replace a file's contents: wholly new or wholly old, also after a crash when `durable`."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
+    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            sink.write(data)
+            sink.flush()
+            if durable:
+                os.fsync(sink.fileno())
+        os.rename(staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
+        raise
+    if durable:
+        fsync_folder(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    import hashlib
+
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def content_paths(root: Path) -> Iterator[str]:
+    """Yield the files and links below `root` in sorted order, relative, with `/`.
+
+    `.git` and `__pycache__` are not contents: they differ between sources of the same tree.
+    """
+    found: list[str] = []
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in _NOT_CONTENT]
+        links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        base = os.path.relpath(folder, root)
+        prefix = "" if base == "." else base.replace(os.sep, "/") + "/"
+        found.extend(prefix + name for name in (*files, *links))
+    yield from sorted(found)
+
+
+def tree_facts(root: Path) -> TreeFacts:
+    """Digest a tree: SHA-256 over a line per file of its name and its contents' SHA-256.
+
+    Modes, times and empty folders do not count, so a Git checkout, an archive and a source distribution of the same
+    contents agree.
+    """
+    import hashlib
+
+    whole, count, total = hashlib.sha256(), 0, 0
+    for name in content_paths(root):
+        path = root / name
+        if path.is_symlink():
+            line = f"link {name}\0{os.readlink(path)}\n"
+        else:
+            line = f"file {name}\0{sha256_file(path)}\n"
+            total += path.stat().st_size
+        whole.update(line.encode("utf-8", "surrogateescape"))
+        count += 1
+    return TreeFacts(f"sha256:{whole.hexdigest()}", count, total)
+
+
+def tree_bytes(root: Path) -> int:
+    """Return the bytes that a tree takes on disk, hard links counted once."""
+    seen: set[int] = set()
+    total = 0
+    for folder, _, files in os.walk(root):
+        for name in files:
+            facts = os.lstat(os.path.join(folder, name))
+            if facts.st_ino not in seen:
+                seen.add(facts.st_ino)
+                total += facts.st_blocks * 512
+    return total
+
+
+def copy_tree(source: Path, target: Path, done: Callable[[int], None] | None = None) -> int:
+    """Copy a tree into the new folder `target`; return the bytes copied.
+
+    Times are kept (bytecode is judged by them), owners are not. Nothing is durable until the file system is synced.
+    `done` is told the bytes so far after every file, and may raise to stop.
+    """
+    total = 0
+    os.mkdir(target)
+    for folder, names, files in os.walk(source):
+        place = target / os.path.relpath(folder, source)
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                os.symlink(os.readlink(path), place / name)
+            else:
+                os.mkdir(place / name)
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                os.symlink(os.readlink(path), place / name)
+                continue
+            _copy_file(path, place / name)
+            total += os.path.getsize(path)
+            if done is not None:
+                done(total)
+    return total
+
+
+def _copy_file(source: str, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+        facts = os.stat(source)
+        os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    with contextlib.suppress(PermissionError):
+        os.chmod(target, stat.S_IMODE(facts.st_mode) | stat.S_IWUSR)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder that comfypod made; a missing one is fine."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+        return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+class FolderLock:
+    """An advisory lock (flock(2)) on a file, held by this process until `release` or its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    def acquire(self, *, wait: bool = False) -> bool:
+        """Take the lock; return False where the file system has no locks.
+
+        Raises:
+            BusyError: someone else holds it and `wait` is off.
+        """
+        import fcntl
+
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise BusyError(f"{self.path.parent} is in use by another process") from error
+        except OSError as error:
+            os.close(handle)
+            if error.errno in _UNSUPPORTED:
+                return False
+            raise
+        self._handle = handle
+        return True
+
+    def release(self) -> None:
+        """Let go; harmless when not held."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None

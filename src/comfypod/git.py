@@ -1,0 +1,96 @@
+"""The only Git door: never prompts, never reads the user's hooks, every call bounded."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from comfypod import proc
+from comfypod.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_REACH_SECONDS = 15.0
+_FETCH_SECONDS = 600.0
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_URL = re.compile(r"(https?|ssh|git|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+|/[^\s]*")
+
+
+def is_commit(text: str) -> bool:
+    """Tell a full object name from a branch or a tag."""
+    return _COMMIT.fullmatch(text) is not None
+
+
+def _git(*arguments: str, cwd: Path | None = None, seconds: float, tick: Callable[[], None] | None = None) -> proc.Completed:
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("GIT_") or "SSL" in name},
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_ASKPASS": "true",
+        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=10",
+        "LC_ALL": "C",
+    }
+    options = ("-c", "core.hooksPath=/dev/null", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=20")
+    return proc.run([proc.find_program("git"), *options, *arguments], seconds=seconds, env=env, cwd=cwd, tick=tick)
+
+
+def _checked(url: str, reference: str) -> None:
+    if not _URL.fullmatch(url):
+        raise SourceError(f"{url!r} is not a Git address", "use https://, ssh:// or an absolute path")
+    if not _REFERENCE.fullmatch(reference) or ".." in reference:
+        raise SourceError(f"{reference!r} is not a commit, tag or branch name")
+
+
+def resolve(url: str, reference: str) -> str:
+    """Return the commit that a tag, a branch or `HEAD` names now; a full commit is returned as it is.
+
+    Raises:
+        SourceError: not reachable within 15 seconds, or there is no such name.
+    """
+    _checked(url, reference)
+    if is_commit(reference):
+        return reference
+    done = _git("ls-remote", "--", url, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
+    if not done.ok:
+        raise SourceError(f"{url} is not reachable: {_last_line(done)}")
+    commits = dict(reversed(line.split("\t", 1)) for line in done.stdout.splitlines())
+    for name in (f"refs/tags/{reference}^{{}}", f"refs/tags/{reference}", f"refs/heads/{reference}", reference):
+        if name in commits:
+            return commits[name]
+    raise SourceError(f"{url} has no commit, tag or branch {reference!r}")
+
+
+def export(url: str, reference: str, target: Path, tick: Callable[[], None] | None = None) -> str:
+    """Put the files of one commit, fetched shallow, into the new folder `target` without `.git`; return the commit.
+
+    Raises:
+        SourceError: not reachable, no such commit, or the transfer broke.
+    """
+    commit = resolve(url, reference)
+    store = target.with_name(target.name + ".git")
+    for arguments, seconds in (
+        (("init", "--quiet", "--bare", str(store)), _REACH_SECONDS),
+        (("-C", str(store), "fetch", "--quiet", "--depth=1", "--", url, commit), _FETCH_SECONDS),
+    ):
+        done = _git(*arguments, seconds=seconds, tick=tick)
+        if not done.ok:
+            raise SourceError(f"{url} at {commit}: {_last_line(done)}")
+    target.mkdir()
+    done = _git(
+        "-C", str(store), "-c", "core.autocrlf=false", f"--work-tree={target}", "checkout", "--quiet", "--force",
+        commit, "--", ".", seconds=_FETCH_SECONDS, tick=tick,
+    )  # fmt: skip
+    if not done.ok:
+        raise SourceError(f"{url} at {commit}: {_last_line(done)}")
+    return commit
+
+
+def _last_line(done: proc.Completed) -> str:
+    if done.timed_out:
+        return "no answer in time"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"git ended with {done.returncode}"

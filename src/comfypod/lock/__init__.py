@@ -1,0 +1,1 @@
+"""What the manifest means exactly: every item by digest, in one byte-stable file."""

@@ -1,0 +1,119 @@
+"""The only writer to standard output and standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from comfypod.errors import Problem
+    from comfypod.result import Result
+
+_PLAIN_INTERVAL = 5.0
+
+
+def human_bytes(count: float) -> str:
+    """Format a byte count the way disks are sold: powers of 1000, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Console:
+    """Lines for people.
+
+    With `quiet` (used by `--json`) lines go to standard error, so that standard output holds the envelope alone.
+    """
+
+    def __init__(self, out: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._out = out or (sys.stderr if quiet else sys.stdout)
+        self._json = quiet
+        self._mirrors: list[Callable[[str], None]] = []
+
+    def mirror(self, write: Callable[[str], None]) -> None:
+        """Also hand every line (without its newline) to `write`, for `boot.log`."""
+        self._mirrors.append(write)
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person watches a terminal."""
+        return self._out.isatty()
+
+    def line(self, text: str = "") -> None:
+        """Write one line at once. A reader that has gone away is not an error."""
+        try:
+            self._out.write(text + "\n")
+            self._out.flush()
+        except (BrokenPipeError, ValueError):
+            self._out = open_null()
+        except OSError:
+            pass
+        for write in self._mirrors:
+            write(text)
+
+    def warning(self, text: str) -> None:
+        """Write a line that a clean run never has."""
+        self.line(f"WARNING {text}")
+
+    def problem(self, problem: Problem) -> None:
+        """Write what went wrong and, below it, what to do."""
+        self.line(f"ERROR {problem.message}")
+        if problem.hint:
+            self.line(f"      {problem.hint}")
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Show progress in bytes: a bar on a terminal, a line every five seconds elsewhere.
+
+        Yields a function that takes the number of bytes done so far.
+        """
+        if self.interactive:
+            with _bar(self._out, label, total) as advance:
+                yield advance
+            return
+        started = shown = time.monotonic()
+
+        def advance_plain(done: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= _PLAIN_INTERVAL:
+                shown = now
+                of = f" of {human_bytes(total)}" if total else ""
+                self.line(f"  {label}: {human_bytes(done)}{of} after {now - started:.0f} s")
+
+        yield advance_plain
+
+    def render(self, result: Result) -> None:
+        """Print a command's result: text, or the JSON envelope."""
+        if self._json:
+            sys.stdout.write(result.envelope() + "\n")
+            sys.stdout.flush()
+            return
+        if result.text:
+            self.line(result.text)
+        for problem in result.errors:
+            self.problem(problem)
+
+
+def open_null() -> TextIO:
+    """Open a place for lines that nobody reads any more."""
+    import os
+
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+@contextmanager
+def _bar(out: TextIO, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=RichConsole(file=out), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda done: progress.update(task, completed=done)

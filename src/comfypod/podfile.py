@@ -1,0 +1,90 @@
+"""`pod.json`: the facts of an image or a prepared store, the only thing that passes from host to pod."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from comfypod.errors import UsageError
+
+SCHEMA = 1
+IN_IMAGE = Path("/etc/comfypod/pod.json")
+
+
+@dataclass(frozen=True, slots=True)
+class LockedModel:
+    """A model file that this pod should have: where below `models/`, its size and digest."""
+
+    name: str
+    folder: str
+    file: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodFile:
+    """What boot needs to know about what was built; see `docs/architecture.md` for each field's producer."""
+
+    profile: str
+    arch: str
+    lock: str
+    comfyui_version: str
+    comfyui_digest: str
+    comfyui_path: str
+    environment_key: str
+    torch: str
+    python: str
+    jupyter: str | None = None
+    engine: str = "image"
+    comfyui_args: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    models: tuple[LockedModel, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def release(self) -> str:
+        """Name the ComfyUI tree for good: version and the first twelve digits of its digest."""
+        return f"{self.comfyui_version}-{self.comfyui_digest.removeprefix('sha256:')[:12]}"
+
+    def encode(self) -> bytes:
+        """Render as JSON, the same bytes for the same facts."""
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+
+def load(path: Path) -> PodFile:
+    """Read a `pod.json`.
+
+    Raises:
+        UsageError: it is missing, not JSON, of another schema, or lacks a field.
+    """
+    hint = "give the right file with --pod, or make one with `comfypod up`"
+    try:
+        body: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}", hint) from error
+    try:
+        return _decode(body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not a pod.json of schema {SCHEMA}: {error}", hint) from error
+
+
+def _decode(body: Any) -> PodFile:
+    if not isinstance(body, dict):
+        raise TypeError("an object is expected")
+    if body.get("schema") != SCHEMA:
+        raise ValueError(f"its schema is {body.get('schema')!r}")
+    unknown = sorted(set(body) - {entry.name for entry in fields(PodFile)})
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}")
+    models = tuple(LockedModel(**model) for model in body.get("models", ()))
+    return PodFile(**{**body, "models": models, "comfyui_args": tuple(body.get("comfyui_args", ()))})
+
+
+def find() -> Path | None:
+    """Return the image's own `pod.json`, None outside an image."""
+    return IN_IMAGE if IN_IMAGE.is_file() else None

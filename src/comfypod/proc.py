@@ -1,0 +1,162 @@
+"""The only subprocess door: argument lists, bounded waits, children that never outlive an interrupt."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comfypod.errors import HostError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+_TERMINATE_SECONDS = 10.0
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A finished program: what it returned and printed (decoded, both streams apart)."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    timed_out: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with 0."""
+        return self.returncode == 0 and not self.timed_out
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program on the PATH.
+
+    Raises:
+        HostError: there is none.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise HostError(f"the program {name!r} is not on the PATH", f"install {name} and run the command again")
+    return found
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    tick: Callable[[], None] | None = None,
+) -> Completed:
+    """Run a program to its end, or for `seconds` at most; both streams are kept.
+
+    `tick` is called twice a second meanwhile. Whatever ends the wait (an interrupt, an error in `tick`), the program
+    is ended first.
+
+    Raises:
+        HostError: the program is missing or cannot be executed.
+    """
+    try:
+        child = subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=None if env is None else dict(env), cwd=cwd, text=True, errors="replace",
+        )  # fmt: skip
+    except OSError as error:
+        raise HostError(f"cannot run {argv[0]}: {error.strerror}", "check that it is installed and executable") from error
+    remaining, timed_out = seconds, False
+    try:
+        while True:
+            try:
+                stdout, stderr = child.communicate(timeout=min(_POLL_SECONDS, max(remaining, 0.01)))
+                break
+            except subprocess.TimeoutExpired:
+                remaining -= _POLL_SECONDS
+                if tick is not None:
+                    tick()
+                if remaining <= 0:
+                    timed_out = True
+                    stdout, stderr = _end(child)
+                    break
+    except BaseException:
+        _end(child)
+        raise
+    return Completed(tuple(argv), child.returncode, stdout, stderr, timed_out)
+
+
+def _end(child: subprocess.Popen[str]) -> tuple[str, str]:
+    child.terminate()
+    try:
+        return child.communicate(timeout=_TERMINATE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.communicate()
+
+
+def replace(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Become another program: same process, same signals, its exit code is ours. Does not return."""
+    os.execve(argv[0], list(argv), dict(os.environ if env is None else env))
+
+
+def detach(argv: Sequence[str], output: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own that outlives us; both streams go to the file `output`."""
+    with output.open("wb") as sink:
+        return subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            env=None if env is None else dict(env), start_new_session=True,
+        )  # fmt: skip
+
+
+async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> asyncio.subprocess.Process:
+    """Start a supervised child in a session of its own, both streams joined in one pipe.
+
+    Raises:
+        HostError: the program is missing or cannot be executed.
+    """
+    import asyncio
+
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=dict(env), cwd=cwd, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise HostError(f"cannot run {argv[0]}: {error.strerror}", "`comfypod up` repairs the store") from error
+
+
+def signal_group(pid: int, signum: signal.Signals) -> bool:
+    """Signal a child's whole group; False when nothing of it is left."""
+    try:
+        os.killpg(pid, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def signal_process(pid: int, signum: signal.Signals) -> bool:
+    """Signal one process; False when it is gone."""
+    try:
+        os.kill(pid, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return a process's start time in clock ticks since boot, None when it is gone or a zombie.
+
+    A pid together with its start time names a process for good (proc(5), fields 3 and 22 of `stat`).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+            fields = handle.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

@@ -1,0 +1,1 @@
+"""Data that ships with comfypod: the profile table, the default manifest and its lock."""
