@@ -60,9 +60,7 @@ def head(url: str) -> dict[str, str]:
         return {name.lower(): value for name, value in response.headers.items()}
 
 
-def download(
-    url: str, target: Path, *, sha256: str | None = None, advance: Callable[[int], None] | None = None
-) -> int:
+def download(url: str, target: Path, *, sha256: str | None = None, advance: Callable[[int], None] | None = None) -> int:
     """Download to the new file `target`; return its size in bytes. A stall of 15 seconds ends it.
 
     Raises:

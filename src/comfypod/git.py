@@ -25,7 +25,9 @@ def is_commit(text: str) -> bool:
     return _COMMIT.fullmatch(text) is not None
 
 
-def _git(*arguments: str, cwd: Path | None = None, seconds: float, tick: Callable[[], None] | None = None) -> proc.Completed:
+def _git(
+    *arguments: str, cwd: Path | None = None, seconds: float, tick: Callable[[], None] | None = None
+) -> proc.Completed:
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GIT_") or "SSL" in name},
         "GIT_TERMINAL_PROMPT": "0",

@@ -70,7 +70,9 @@ def run(
             env=None if env is None else dict(env), cwd=cwd, text=True, errors="replace",
         )  # fmt: skip
     except OSError as error:
-        raise HostError(f"cannot run {argv[0]}: {error.strerror}", "check that it is installed and executable") from error
+        raise HostError(
+            f"cannot run {argv[0]}: {error.strerror}", "check that it is installed and executable"
+        ) from error
     remaining, timed_out = seconds, False
     try:
         while True:
