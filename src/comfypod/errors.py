@@ -159,7 +159,8 @@ class HostError(ComfypodError):
 
 def exit_code_table() -> tuple[tuple[int, str, str], ...]:
     """Return (exit code, error code, meaning) of every family, for the docs and `--help`."""
-    families = sorted({ComfypodError, *ComfypodError.__subclasses__()}, key=lambda family: family.exit_code)
+    families: list[type[ComfypodError]] = [ComfypodError, *ComfypodError.__subclasses__()]
+    families.sort(key=lambda family: family.exit_code)
     rows = [(family.exit_code, family.code, family.meaning) for family in families]
     return (
         (EXIT_OK, "", "done"),

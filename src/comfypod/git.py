@@ -59,7 +59,8 @@ def resolve(url: str, reference: str) -> str:
     done = _git("ls-remote", "--", url, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
     if not done.ok:
         raise SourceError(f"{url} is not reachable: {_last_line(done)}")
-    commits = dict(reversed(line.split("\t", 1)) for line in done.stdout.splitlines())
+    rows = (line.split("\t", 1) for line in done.stdout.splitlines())
+    commits = {name: commit for commit, name in rows}
     for name in (f"refs/tags/{reference}^{{}}", f"refs/tags/{reference}", f"refs/heads/{reference}", reference):
         if name in commits:
             return commits[name]

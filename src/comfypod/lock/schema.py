@@ -21,7 +21,7 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     pass
 
 
-class GitSource(_Frozen, tag_field="kind", tag="git"):
+class GitSource(_Frozen, frozen=True, tag_field="kind", tag="git"):
     """A tag, branch or commit of a Git repository."""
 
     url: str
@@ -29,7 +29,7 @@ class GitSource(_Frozen, tag_field="kind", tag="git"):
     subdir: str = ""
 
 
-class ArchiveSource(_Frozen, tag_field="kind", tag="archive"):
+class ArchiveSource(_Frozen, frozen=True, tag_field="kind", tag="archive"):
     """A tar or zip archive; its single top folder, where there is one, is left out."""
 
     url: str
@@ -37,7 +37,7 @@ class ArchiveSource(_Frozen, tag_field="kind", tag="archive"):
     subdir: str = ""
 
 
-class SdistSource(_Frozen, tag_field="kind", tag="sdist"):
+class SdistSource(_Frozen, frozen=True, tag_field="kind", tag="sdist"):
     """A source distribution on the package index that carries the tree in a folder of its own."""
 
     package: str
@@ -46,7 +46,7 @@ class SdistSource(_Frozen, tag_field="kind", tag="sdist"):
     subdir: str = ""
 
 
-class PathSource(_Frozen, tag_field="kind", tag="path"):
+class PathSource(_Frozen, frozen=True, tag_field="kind", tag="path"):
     """A folder on this machine; relative ones are below the manifest's folder."""
 
     path: str
@@ -55,7 +55,7 @@ class PathSource(_Frozen, tag_field="kind", tag="path"):
 Source = GitSource | ArchiveSource | SdistSource | PathSource
 
 
-class LockedComfyUI(_Frozen):
+class LockedComfyUI(_Frozen, frozen=True):
     """One ComfyUI: its version, what its tree must digest to, and where it may come from (tried in order)."""
 
     version: str
@@ -65,7 +65,7 @@ class LockedComfyUI(_Frozen):
     sources: tuple[Source, ...]
 
 
-class Wheel(_Frozen):
+class Wheel(_Frozen, frozen=True):
     """One wheel file; `size` in bytes."""
 
     file: str
@@ -73,7 +73,7 @@ class Wheel(_Frozen):
     size: int
 
 
-class Package(_Frozen):
+class Package(_Frozen, frozen=True):
     """One Python package and the wheels of it that fit the environment."""
 
     name: str
@@ -86,7 +86,7 @@ class Package(_Frozen):
         return max(wheel.size for wheel in self.wheels)
 
 
-class Environment(_Frozen):
+class Environment(_Frozen, frozen=True):
     """A resolved set of packages for one architecture and Python version.
 
     `requests` is what was asked for; profiles that ask for the same share one environment.
@@ -118,7 +118,7 @@ class Environment(_Frozen):
         return next((package.version for package in self.packages if package.name == name), None)
 
 
-class LockedTarget(_Frozen):
+class LockedTarget(_Frozen, frozen=True):
     """What one profile uses on one architecture, by the names of environments."""
 
     profile: str
@@ -127,7 +127,7 @@ class LockedTarget(_Frozen):
     jupyter: str
 
 
-class LockedNode(_Frozen):
+class LockedNode(_Frozen, frozen=True):
     """A custom node: the reference asked for and the commit and contents it meant when locked."""
 
     name: str
@@ -138,7 +138,7 @@ class LockedNode(_Frozen):
     requirements: tuple[str, ...] = ()
 
 
-class LockedModel(_Frozen):
+class LockedModel(_Frozen, frozen=True):
     """A model file: `folder` below `models/`, `size` in bytes."""
 
     name: str
@@ -149,7 +149,7 @@ class LockedModel(_Frozen):
     size: int
 
 
-class Lock(_Frozen):
+class Lock(_Frozen, frozen=True):
     """The whole lock."""
 
     schema: int
