@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -20,18 +21,21 @@ _CHUNK = 1 << 20
 _CONNECT_SECONDS = 15.0
 
 
-def _open(url: str, headers: Mapping[str, str], method: str = "GET") -> HTTPResponse:
+def _open(
+    url: str, headers: Mapping[str, str], method: str = "GET", *handlers: urllib.request.BaseHandler
+) -> HTTPResponse:
     if not url.startswith(("https://", "http://")):
         raise SourceError(f"cannot fetch {url}: only http and https addresses are fetched")
     request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
         url, method=method, headers={"User-Agent": f"comfypod/{__version__}", **headers}
     )
     try:
-        response: HTTPResponse = urllib.request.urlopen(request, timeout=_CONNECT_SECONDS)  # noqa: S310
+        opener = urllib.request.build_opener(*handlers)
+        response: HTTPResponse = opener.open(request, timeout=_CONNECT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         raise SourceError(f"{url} answered {error.code} {error.reason}") from error
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise SourceError(f"{url} is not reachable: {reason}", "check the network, or use --offline") from error
     return response
@@ -48,16 +52,33 @@ def get_json(url: str, accept: str = "application/json") -> Any:
             return json.load(response)
         except ValueError as error:
             raise SourceError(f"{url} did not answer with JSON") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise SourceError(f"{url}: the connection broke: {error}", "try again") from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects as HEAD and keeps the headers of each answer on the way."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str] = {}
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> Any:
+        self.seen.update({name.lower(): value for name, value in headers.items()})
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None:
+            request.method = req.get_method()
+        return request
 
 
 def head(url: str) -> dict[str, str]:
-    """Return the headers of an address, names in lower case.
+    """Return the headers of an address and of the redirects on the way, names in lower case, the last one wins.
 
     Raises:
         SourceError: not reachable or refused.
     """
-    with _open(url, {}, "HEAD") as response:
-        return {name.lower(): value for name, value in response.headers.items()}
+    redirects = _Redirects()
+    with _open(url, {}, "HEAD", redirects) as response:
+        return redirects.seen | {name.lower(): value for name, value in response.headers.items()}
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, advance: Callable[[int], None] | None = None) -> int:
@@ -73,7 +94,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, advance: Call
         while True:
             try:
                 chunk = response.read(_CHUNK)
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 raise SourceError(f"{url}: the connection broke after {total} bytes: {error}", "try again") from error
             if not chunk:
                 break

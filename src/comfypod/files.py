@@ -119,8 +119,11 @@ def sync_filesystem(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
-    """Replace a file's contents: wholly new or wholly old, also after a crash when `durable`."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
+    """Replace a file's contents: wholly new or wholly old, also after a crash when `durable`.
+
+    One writer at a time; what a killed one left staged is overwritten by the next.
+    """
+    staged = path.with_name(f".{path.name}.new")
     handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "wb") as sink:
@@ -249,6 +252,11 @@ class FolderLock:
         self.path = path
         self._handle: int | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it."""
+        return self._handle is not None
+
     def acquire(self, *, wait: bool = False) -> bool:
         """Take the lock; return False where the file system has no locks.
 
@@ -270,6 +278,11 @@ class FolderLock:
             raise
         self._handle = handle
         return True
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Return the open descriptor, to hand to a child that must hold the lock too; empty when not held."""
+        return () if self._handle is None else (self._handle,)
 
     def release(self) -> None:
         """Let go; harmless when not held."""

@@ -45,8 +45,8 @@ class Console:
         """Whether a person watches a terminal."""
         return self._out.isatty()
 
-    def line(self, text: str = "") -> None:
-        """Write one line at once. A reader that has gone away is not an error."""
+    def line(self, text: str = "", *, private: bool = False) -> None:
+        """Write one line at once; a `private` one goes to no log. A reader that has gone away is not an error."""
         try:
             self._out.write(text + "\n")
             self._out.flush()
@@ -54,7 +54,7 @@ class Console:
             self._out = open_null()
         except OSError:
             pass
-        for write in self._mirrors:
+        for write in () if private else self._mirrors:
             write(text)
 
     def warning(self, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class PodFile:
     def release(self) -> str:
         """Name the ComfyUI tree for good: version and the first twelve digits of its digest."""
         return f"{self.comfyui_version}-{self.comfyui_digest.removeprefix('sha256:')[:12]}"
+
+    def with_settings(self, settings: dict[str, str]) -> PodFile:
+        """Return the same facts with other settings."""
+        return replace(self, settings=settings)
 
     def encode(self) -> bytes:
         """Render as JSON, the same bytes for the same facts."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 _TERMINATE_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+# prctl(PR_SET_PDEATHSIG); the parent may have died before the call.
+_TIE = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +63,23 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     tick: Callable[[], None] | None = None,
+    keep: Sequence[int] = (),
+    tied: bool = False,
 ) -> Completed:
     """Run a program to its end, or for `seconds` at most; both streams are kept.
 
     `tick` is called twice a second meanwhile. Whatever ends the wait (an interrupt, an error in `tick`), the program
-    is ended first.
+    is ended first. `keep` are descriptors that stay open in the child. A `tied` program also ends when this thread is
+    killed (it costs the start of a Python).
 
     Raises:
         HostError: the program is missing or cannot be executed.
     """
+    command = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *argv] if tied else list(argv)
     try:
         child = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=None if env is None else dict(env), cwd=cwd, text=True, errors="replace",
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=None if env is None else dict(env), cwd=cwd, text=True, errors="replace", pass_fds=tuple(keep),
         )  # fmt: skip
     except OSError as error:
         raise HostError(

@@ -10,9 +10,23 @@ import msgspec
 from comfypod.errors import LockError
 
 SCHEMA = 1
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z", description="a SHA-256: 64 hex digits")]
 TreeDigest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 Commit = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{40}|[0-9a-f]{64})\Z")]
+SafeName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A(?!\.{1,2}\Z)[^/\\\x00-\x1f\x7f]+\Z",
+        description="a plain name, without `/` and not `..`",
+    ),
+]
+SafePath = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A(?!\.{1,2}(/|\Z))[^/\\\x00-\x1f\x7f]+(/(?!\.{1,2}(/|\Z))[^/\\\x00-\x1f\x7f]+)*\Z",
+        description="a relative folder, without `..`",
+    ),
+]
 Arch = Literal["x86_64", "aarch64"]
 Purpose = Literal["comfyui", "jupyter"]
 
@@ -26,7 +40,7 @@ class GitSource(_Frozen, frozen=True, tag_field="kind", tag="git"):
 
     url: str
     ref: str
-    subdir: str = ""
+    subdir: SafePath | None = None
 
 
 class ArchiveSource(_Frozen, frozen=True, tag_field="kind", tag="archive"):
@@ -34,7 +48,7 @@ class ArchiveSource(_Frozen, frozen=True, tag_field="kind", tag="archive"):
 
     url: str
     sha256: Sha256 | None = None
-    subdir: str = ""
+    subdir: SafePath | None = None
 
 
 class SdistSource(_Frozen, frozen=True, tag_field="kind", tag="sdist"):
@@ -43,7 +57,7 @@ class SdistSource(_Frozen, frozen=True, tag_field="kind", tag="sdist"):
     package: str
     version: str
     sha256: Sha256
-    subdir: str = ""
+    subdir: SafePath | None = None
 
 
 class PathSource(_Frozen, frozen=True, tag_field="kind", tag="path"):
@@ -68,7 +82,7 @@ class LockedComfyUI(_Frozen, frozen=True):
 class Wheel(_Frozen, frozen=True):
     """One wheel file; `size` in bytes."""
 
-    file: str
+    file: SafeName
     sha256: Sha256
     size: int
 
@@ -78,7 +92,7 @@ class Package(_Frozen, frozen=True):
 
     name: str
     version: str
-    wheels: tuple[Wheel, ...]
+    wheels: Annotated[tuple[Wheel, ...], msgspec.Meta(min_length=1)]
 
     @property
     def download_bytes(self) -> int:
@@ -130,7 +144,7 @@ class LockedTarget(_Frozen, frozen=True):
 class LockedNode(_Frozen, frozen=True):
     """A custom node: the reference asked for and the commit and contents it meant when locked."""
 
-    name: str
+    name: SafeName
     url: str
     ref: str
     commit: Commit
@@ -143,10 +157,18 @@ class LockedModel(_Frozen, frozen=True):
 
     name: str
     url: str
-    folder: str
-    file: str
+    folder: SafePath
+    file: SafeName
     sha256: Sha256
     size: int
+
+
+class Requested(_Frozen, frozen=True):
+    """What the manifest itself asked of Python, kept so that drift is seen without a network."""
+
+    packages: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    jupyter: tuple[str, ...] = ()
 
 
 class Lock(_Frozen, frozen=True):
@@ -158,6 +180,7 @@ class Lock(_Frozen, frozen=True):
     environments: tuple[Environment, ...]
     nodes: tuple[LockedNode, ...] = ()
     models: tuple[LockedModel, ...] = ()
+    requested: Requested = Requested()
 
     def target(self, profile: str, arch: str) -> LockedTarget:
         """Return what a profile uses on an architecture.
@@ -190,7 +213,7 @@ def decode(data: bytes, where: str) -> Lock:
     Raises:
         LockError: not a lock, of another schema, or its parts do not fit together.
     """
-    hint = "run `comfypod lock` to make it anew"
+    hint = "move it away and run `comfypod lock` to make it anew"
     try:
         lock = msgspec.json.decode(data, type=Lock)
     except msgspec.MsgspecError as error:

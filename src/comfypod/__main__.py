@@ -1,0 +1,18 @@
+"""The entry of `comfypod` and `python -m comfypod`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+def main() -> int:
+    """Run one command; return its exit code."""
+    begun = time.monotonic()
+    from comfypod.cli import run
+
+    return run(sys.argv[1:], begun)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

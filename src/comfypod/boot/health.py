@@ -1,0 +1,148 @@
+"""The pod's health: what stages and services report, and the one view of it that every probe gives."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from comfypod import __version__
+from comfypod.boot.process import State
+
+if TYPE_CHECKING:
+    from comfypod.boot.process import Supervised
+    from comfypod.errors import Problem
+    from comfypod.podfile import PodFile
+
+Phase = Literal["preparing", "starting", "ready", "failed", "stopping"]
+StageState = Literal["waiting", "running", "done", "degraded", "failed"]
+
+
+@dataclass(slots=True)
+class StageView:
+    """One stage as `/status` shows it."""
+
+    name: str
+    state: StageState = "waiting"
+    seconds: float = 0.0
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Health:
+    """Everything that is known about the pod; the supervisor writes it, probes only read it."""
+
+    pod: PodFile
+    begun: float
+    stages: list[StageView] = field(default_factory=list)
+    services: list[Supervised] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    workspace: dict[str, Any] = field(default_factory=dict)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    urls: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, dict[str, str]] = field(default_factory=dict)
+    stopping: bool = False
+    failed: str = ""
+    first_ready: float | None = None
+
+    def report(self, problem: Problem) -> None:
+        """Add a problem once."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def settle(self, problem: Problem) -> None:
+        """Take back a problem that is over."""
+        if problem in self.problems:
+            self.problems.remove(problem)
+
+    def _critical(self) -> list[Supervised]:
+        return [service for service in self.services if service.service.critical]
+
+    @property
+    def phase(self) -> Phase:
+        """The pod in one word."""
+        if self.stopping:
+            return "stopping"
+        if self.failed or any(service.state is State.FAILED for service in self._critical()):
+            return "failed"
+        if not self.services:
+            return "preparing"
+        return "ready" if all(service.state is State.READY for service in self._critical()) else "starting"
+
+    @property
+    def ready(self) -> bool:
+        """Whether ComfyUI answers and the pod is not on its way out."""
+        return self.phase == "ready"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the pod is not ready, as short sentences; empty when it is."""
+        if self.ready:
+            return []
+        if self.stopping:
+            return ["the pod is stopping"]
+        if self.failed:
+            return [self.failed]
+        running = [f"stage {stage.name} runs: {stage.detail}" for stage in self.stages if stage.state == "running"]
+        return running + [sentence(service) for service in self._critical() if service.state is not State.READY]
+
+    def mark_ready(self) -> bool:
+        """Note the first time that the pod is ready; True that one time."""
+        if self.first_ready is None and self.ready:
+            self.first_ready = time.monotonic()
+            return True
+        return False
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return `/status` (fields in `docs/status.md`) without what must be asked of ComfyUI."""
+        return {
+            "phase": self.phase,
+            "ready": self.ready,
+            "reasons": self.reasons,
+            "stages": [asdict(stage) for stage in self.stages],
+            "services": [_service_view(service) for service in self.services],
+            "comfyui": {"version": self.pod.comfyui_version, "queue_running": None, "queue_pending": None},
+            "workspace": self.workspace,
+            "environment": {"key": self.pod.environment_key, "torch": self.pod.torch, "changed": []},
+            "nodes": self.nodes,
+            "models": self.models,
+            "problems": [asdict(problem) for problem in self.problems],
+            "urls": self.urls,
+            "settings": self.settings,
+            "boot": {
+                "comfypod": __version__,
+                "profile": self.pod.profile,
+                "engine": self.pod.engine,
+                "seconds": round(time.monotonic() - self.begun, 3),
+                "seconds_to_ready": None if self.first_ready is None else round(self.first_ready - self.begun, 3),
+            },
+        }
+
+
+def sentence(service: Supervised) -> str:
+    """Say what a service that is not ready is doing."""
+    name, code = service.service.name, service.last_exit
+    ended = "" if code is None else f" after it ended with {code if code >= 0 else f'signal {-code}'}"
+    match service.state:
+        case State.STARTING:
+            return f"{name} is starting{ended}"
+        case State.WAITING:
+            return f"{name} starts again in {service.attempts.delay:.0f} s{ended}"
+        case State.DEGRADED:
+            return f"{name} runs and does not answer"
+        case State.FAILED:
+            return f"{name} was given up{ended}"
+        case _:
+            return f"{name} is {service.state}"
+
+
+def _service_view(service: Supervised) -> dict[str, Any]:
+    return {
+        "name": service.service.name,
+        "state": str(service.state),
+        "pid": service.pid,
+        "restarts": service.restarts,
+        "last_exit": service.last_exit,
+        "safe_mode": service.attempts.safe_mode,
+    }

@@ -1,0 +1,33 @@
+"""`comfypod boot`: what the container runs, and what `comfypod up --engine host` becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from comfypod import podfile
+from comfypod.boot.settings import resolve
+from comfypod.boot.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from comfypod.log import Console
+
+
+def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: float) -> int:
+    """Run the pod of a `pod.json` until it is stopped; return its exit code.
+
+    Raises:
+        UsageError: `pod.json` or a setting cannot be used.
+        BusyError: the control port is taken.
+    """
+    pod = podfile.load(pod_path)
+    settings = resolve(pod.settings, os.environ, arguments)
+
+    async def supervise() -> int:
+        return await Supervisor(pod, settings, console, begun).run()
+
+    return asyncio.run(supervise())

@@ -1,0 +1,124 @@
+"""The programs that a pod runs, as data: command line, environment, where they answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfypod.boot.policy import Limits
+from comfypod.boot.settings import is_loopback, secret_variables
+from comfypod.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from comfypod.boot.settings import Settings
+    from comfypod.podfile import PodFile
+    from comfypod.workspace.layout import Layout
+    from comfypod.workspace.seed import Seeded
+
+SAFE_MODE_ARGUMENT = "--disable-all-custom-nodes"
+_PYTHON_VARIABLES = frozenset(
+    {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One program. It is ready when `path` on `host`:`port` answers 200."""
+
+    name: str
+    argv: tuple[str, ...]
+    safe_argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    host: str
+    port: int
+    path: str
+    critical: bool
+    limits: Limits
+    stop_seconds: float
+
+
+def _connect_host(listen: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 - compared, not bound
+
+
+def child_environ(environ: Mapping[str, str], python: Path) -> dict[str, str]:
+    """Return what a child sees: no secrets of ours, no Python settings of the caller's, its own venv first."""
+    hidden = secret_variables() | _PYTHON_VARIABLES
+    kept = {name: value for name, value in environ.items() if name not in hidden}
+    binaries = python.parent
+    path = f"{binaries}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    return {**kept, "PATH": path, "VIRTUAL_ENV": str(binaries.parent), "PYTHONUNBUFFERED": "1"}
+
+
+def comfyui(pod: PodFile, settings: Settings, seeded: Seeded, environ: Mapping[str, str]) -> Service:
+    """Describe ComfyUI. A launcher of ours, when there is one, goes between Python and `main.py` here."""
+    argv = [pod.python, str(seeded.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
+    argv += ["--listen", settings.listen, "--port", str(settings.port), "--disable-auto-launch"]
+    if seeded.core != seeded.base:
+        database = f"sqlite:///{seeded.base / 'user' / 'comfyui.db'}"
+        argv += ["--base-directory", str(seeded.base), "--database-url", database]
+    safe = (*argv, SAFE_MODE_ARGUMENT)
+    return Service(
+        name="comfyui",
+        argv=safe if settings.safe_mode else tuple(argv),
+        safe_argv=safe,
+        env=child_environ(environ, Path(pod.python)),
+        cwd=seeded.base,
+        host=_connect_host(settings.listen),
+        port=settings.port,
+        path="/system_stats",
+        critical=True,
+        limits=Limits(has_safe_mode=not settings.safe_mode),
+        stop_seconds=settings.stop_seconds,
+    )
+
+
+def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, environ: Mapping[str, str]) -> Service | None:
+    """Describe JupyterLab; None where it is switched off or not installed.
+
+    Its terminals find ComfyUI's Python first. The token comes by environment, a password by a file of mode 0600:
+    neither stands in an argument list.
+    """
+    if pod.jupyter is None or not settings.jupyter:
+        return None
+    argv = [pod.jupyter, f"--ServerApp.ip={settings.listen}", f"--ServerApp.port={settings.jupyter_port}"]
+    argv += ["--ServerApp.port_retries=0", "--no-browser", f"--ServerApp.root_dir={settings.workspace}"]
+    if os.geteuid() == 0:
+        argv.append("--allow-root")
+    if not is_loopback(settings.listen):
+        argv.append("--ServerApp.allow_remote_access=True")
+    env = child_environ(environ, Path(pod.python))
+    if settings.jupyter_password:
+        argv.append(f"--config={_password_file(layout, settings.jupyter_password)}")
+    else:
+        env["JUPYTER_TOKEN"] = token
+    return Service(
+        name="jupyter",
+        argv=tuple(argv),
+        safe_argv=tuple(argv),
+        env=env,
+        cwd=settings.workspace,
+        host=_connect_host(settings.listen),
+        port=settings.jupyter_port,
+        path="/api",
+        critical=False,
+        limits=Limits(quick_deaths=5),
+        stop_seconds=settings.stop_seconds,
+    )
+
+
+def _password_file(layout: Layout, password: str) -> Path:
+    """Write the salted hash in the form that jupyter_server checks (`algorithm:salt:digest` over password and salt)."""
+    salt = os.urandom(12).hex()
+    digest = hashlib.sha256(password.encode() + salt.encode("ascii")).hexdigest()
+    identity = {"hashed_password": f"sha256:{salt}:{digest}"}
+    body = {"PasswordIdentityProvider": identity, "IdentityProvider": {"token": ""}}
+    write_atomic(layout.jupyter_config, json.dumps(body).encode(), 0o600, durable=False)
+    return layout.jupyter_config

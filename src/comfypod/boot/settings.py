@@ -1,0 +1,268 @@
+"""Every setting of a pod in one table, and the only place that reads the environment for them.
+
+Order, later wins: default, `pod.json`, `comfypod.toml` of the workspace, environment, command line.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from comfypod.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Origin = Literal["default", "pod.json", "comfypod.toml", "environment", "command line"]
+_Layer = tuple[Origin, "Mapping[str, str]"]
+_BLANK = frozenset({"", "null", "none", "undefined"})
+_OURS = {
+    "--listen": "use the setting `listen`",
+    "--port": "use the setting `port`",
+    "--base-directory": "use the setting `workspace`",
+}
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) < 65536:
+        return int(text)
+    raise ValueError("a port number from 1 to 65535 is expected")
+
+
+def _switch(text: str) -> bool:
+    lowered = text.lower()
+    if lowered in {"on", "1", "true", "yes"}:
+        return True
+    if lowered in {"off", "0", "false", "no"}:
+        return False
+    raise ValueError("`on` or `off` is expected")
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        raise ValueError(f"one of {', '.join(words)} is expected")
+
+    return parse
+
+
+def _arguments(text: str) -> tuple[str, ...]:
+    words = tuple(shlex.split(text))
+    for word in words:
+        option = word.partition("=")[0]
+        if option in _OURS:
+            raise ValueError(f"{option} is set by comfypod; {_OURS[option]}")
+    return words
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if seconds >= 0:
+        return seconds
+    raise ValueError("a number of seconds is expected")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: name in files, environment variables (first wins), default as text, parser, meaning."""
+
+    name: str
+    variables: tuple[str, ...]
+    default: str
+    parse: Callable[[str], Any]
+    help: str
+    secret: bool = False
+
+
+TABLE: tuple[Setting, ...] = (
+    Setting("workspace", ("COMFYPOD_WORKSPACE",), "/workspace", Path, "folder that keeps everything of the user's"),
+    Setting("listen", ("COMFYPOD_LISTEN",), "127.0.0.1", str, "address that ComfyUI and JupyterLab answer on"),
+    Setting("port", ("COMFYPOD_PORT",), "8188", _port, "port of ComfyUI"),
+    Setting("jupyter", ("COMFYPOD_JUPYTER",), "on", _switch, "whether JupyterLab runs, where it is installed"),
+    Setting("jupyter_port", ("COMFYPOD_JUPYTER_PORT",), "8888", _port, "port of JupyterLab"),
+    Setting("control_listen", ("COMFYPOD_CONTROL_LISTEN",), "127.0.0.1", str, "address of the control plane"),
+    Setting("control_port", ("COMFYPOD_CONTROL_PORT",), "8189", _port, "port of the control plane"),
+    Setting("comfyui_args", ("COMFYPOD_COMFYUI_ARGS",), "", _arguments, "more arguments for ComfyUI's main.py"),
+    Setting("safe_mode", ("COMFYPOD_SAFE_MODE",), "off", _switch, "start ComfyUI without custom nodes"),
+    Setting(
+        "auth",
+        ("COMFYPOD_AUTH",),
+        "token",
+        _one_of("token", "none"),
+        "`none` lets ComfyUI answer beyond loopback with no login",
+    ),
+    Setting(
+        "token",
+        ("COMFYPOD_TOKEN", "JUPYTER_TOKEN"),
+        "",
+        str,
+        "login token of JupyterLab; made and kept in the workspace when not given",
+        secret=True,
+    ),
+    Setting(
+        "jupyter_password",
+        ("JUPYTER_PASSWORD",),
+        "",
+        str,
+        "password for JupyterLab instead of the token",
+        secret=True,
+    ),
+    Setting(
+        "on_failure",
+        ("COMFYPOD_ON_FAILURE",),
+        "stay",
+        _one_of("stay", "exit"),
+        "when ComfyUI fails for good: `stay` up for repair, or `exit` with its code",
+    ),
+    Setting("stop_seconds", ("COMFYPOD_STOP_SECONDS",), "4", _seconds, "how long a service may take to stop"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The resolved settings, and for each by name the place that it came from."""
+
+    workspace: Path
+    listen: str
+    port: int
+    jupyter: bool
+    jupyter_port: int
+    control_listen: str
+    control_port: int
+    comfyui_args: tuple[str, ...]
+    safe_mode: bool
+    auth: str
+    token: str
+    jupyter_password: str
+    on_failure: str
+    stop_seconds: float
+    origins: Mapping[str, Origin]
+    problems: tuple[Problem, ...] = ()
+
+    def shown(self) -> dict[str, dict[str, str]]:
+        """Return value and origin of every setting as text; secrets only as given or not."""
+        rows: dict[str, dict[str, str]] = {}
+        for row in TABLE:
+            value = getattr(self, row.name)
+            text = ("given" if value else "not given") if row.secret else _text(value)
+            rows[row.name] = {"value": text, "origin": self.origins[row.name]}
+        return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    return address in _LOOPBACK or address.startswith("127.")
+
+
+def secret_variables() -> frozenset[str]:
+    """Names of environment variables that no child may see."""
+    names = {name for row in TABLE if row.secret for name in row.variables}
+    return frozenset(names | {f"{name}_FILE" for name in names})
+
+
+def resolve(built: Mapping[str, str], environ: Mapping[str, str], arguments: Mapping[str, str]) -> Settings:
+    """Merge all layers.
+
+    `built` is what `pod.json` sets and `arguments` what the command line gave, both by setting name. What is wrong in
+    the workspace's own file never stops a boot: the file is left out, and the result's `problems` say why.
+
+    Raises:
+        UsageError: a value from elsewhere cannot be used; the message names it and where it came from.
+    """
+    first: list[_Layer] = [("default", {row.name: row.default for row in TABLE}), ("pod.json", built)]
+    last: list[_Layer] = [("environment", _from_environ(environ)), ("command line", arguments)]
+    settings = _resolved([*first, *last])
+    path = settings.workspace / "comfypod.toml"
+    try:
+        own = _from_workspace(path)
+        return _resolved([*first, ("comfypod.toml", own), *last]) if own else settings
+    except UsageError as error:
+        problem = Problem("settings", f"{path} is not used: {error.message}", error.hint)
+        return replace(settings, problems=(problem,))
+
+
+def _resolved(layers: list[_Layer]) -> Settings:
+    merged = _merge(layers)
+    values = {row.name: _parsed(row, *merged[row.name]) for row in TABLE}
+    values["workspace"] = Path(values["workspace"]).expanduser().absolute()
+    settings = Settings(**values, origins={name: origin for name, (origin, _) in merged.items()})
+    if not is_loopback(settings.listen) and settings.auth != "none":
+        raise UsageError(
+            f"ComfyUI has no login of its own and would answer anyone on {settings.listen}",
+            "listen on 127.0.0.1 and use a tunnel, or say COMFYPOD_AUTH=none to open it on purpose",
+        )
+    return settings
+
+
+def _merge(layers: list[_Layer]) -> dict[str, tuple[Origin, str]]:
+    known = {row.name for row in TABLE}
+    merged: dict[str, tuple[Origin, str]] = {}
+    for origin, layer in layers:
+        for name, value in layer.items():
+            if name not in known:
+                raise UsageError(f"{origin}: there is no setting {name!r}", f"settings are: {', '.join(sorted(known))}")
+            merged[name] = (origin, value)
+    return merged
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in TABLE:
+        for variable in row.variables:
+            value = _secret(environ, variable) if row.secret else environ.get(variable, "").strip()
+            if value:
+                found[row.name] = value
+                break
+    return found
+
+
+def _secret(environ: Mapping[str, str], variable: str) -> str:
+    """Return a secret from `NAME` or the file that `NAME_FILE` names; blank ones count as not given."""
+    value = environ.get(variable, "").strip()
+    if value.lower() not in _BLANK:
+        return value
+    path = environ.get(f"{variable}_FILE", "").strip()
+    if not path:
+        return ""
+    try:
+        value = Path(path).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {variable}_FILE: {error}", "give the path of a readable text file") from error
+    return "" if value.lower() in _BLANK else value
+
+
+def _from_workspace(path: Path) -> dict[str, str]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror}", "mend its mode, or move it away") from error
+    import tomllib
+
+    try:
+        table = tomllib.loads(data.decode("utf-8")).get("settings", {})
+    except ValueError as error:
+        raise UsageError(str(error), "mend the file, or move it away") from error
+    if not isinstance(table, dict):
+        raise UsageError("`settings` is not a table", "write it as [settings]")
+    return {name: _text(value) for name, value in table.items() if name != "workspace"}
+
+
+def _parsed(row: Setting, origin: Origin, text: str) -> Any:
+    try:
+        return row.parse(text)
+    except ValueError as error:
+        shown = "its value" if row.secret else repr(text)
+        where = row.variables[0] if origin == "environment" else row.name
+        raise UsageError(f"{where} ({origin}) is {shown}: {error}", f"it means: {row.help}") from error

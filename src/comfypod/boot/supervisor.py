@@ -1,0 +1,268 @@
+"""The boot itself: control plane first, then the stages, then the services, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from comfypod import __version__, proc
+from comfypod.boot import httpd, services
+from comfypod.boot.health import Health, StageView, sentence
+from comfypod.boot.logfile import LogFile
+from comfypod.boot.process import State, Supervised
+from comfypod.boot.stages import STAGES, Context, Stage, StageCancelledError
+from comfypod.errors import BusyError, ComfypodError, Problem
+from comfypod.files import FolderLock
+from comfypod.workspace import run
+from comfypod.workspace.layout import Layout
+
+if TYPE_CHECKING:
+    from comfypod.boot.settings import Settings
+    from comfypod.log import Console
+    from comfypod.podfile import PodFile
+
+_QUEUE_SECONDS = 2.0
+
+
+class Supervisor:
+    """Runs one pod in this process. `begun` is the monotonic time of boot's first instruction."""
+
+    def __init__(self, pod: PodFile, settings: Settings, console: Console, begun: float) -> None:
+        layout = Layout(settings.workspace)
+        self.health = Health(pod, begun, stages=[StageView(stage.name) for stage in STAGES], settings=settings.shown())
+        self._pod, self._settings, self._console = pod, settings, console
+        self._layout = layout
+        self._stop = asyncio.Event()
+        self._signals = 0
+        self._exit_code = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._logs: list[LogFile] = []
+        lock = FolderLock(layout.lock)
+        self._context = Context(pod, settings, layout, self.health, console, self._stop.is_set, lock, self._taken)
+        for problem in settings.problems:
+            self._report(problem)
+
+    async def run(self) -> int:
+        """Boot, supervise, stop; return the exit code of the pod.
+
+        Raises:
+            BusyError: the control port is taken.
+        """
+        self._take_signals()
+        settings = self._settings
+        self._console.line(
+            f"comfypod {__version__} boots {self._pod.release} ({self._pod.profile}) in {settings.workspace}"
+        )
+        try:
+            server = await httpd.serve(settings.control_listen, settings.control_port, self._respond)
+        except OSError as error:
+            raise BusyError(
+                f"the control port {settings.control_listen}:{settings.control_port} is not free: {error.strerror}",
+                "stop what uses it, or choose another with --control-port",
+            ) from error
+        boot = asyncio.create_task(self._boot())
+        await self._stop.wait()
+        await boot
+        await self._stop_services()
+        server.close()
+        self._clean_up()
+        return self._exit_code or max((service.failure_code for service in self._critical()), default=0)
+
+    def _critical(self) -> list[Supervised]:
+        return [service for service in self.health.services if service.service.critical]
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._console.line(f"{signum.name}: stopping; once more stops at once")
+            self.health.stopping = True
+            self._stop.set()
+            return
+        self._console.line(f"{signum.name} again: stopping at once")
+        for service in self.health.services:
+            service.kill()
+        if not self.health.services:
+            self._clean_up()
+            os._exit(128 + signum)
+
+    def _report(self, problem: Problem) -> None:
+        self.health.report(problem)
+        self._console.problem(problem)
+
+    async def _boot(self) -> None:
+        for stage, view in zip(STAGES, self.health.stages, strict=True):
+            if self._stop.is_set() or not await self._stage(stage, view):
+                return
+        self._start_services()
+
+    async def _stage(self, stage: Stage, view: StageView) -> bool:
+        """Run one stage in a thread, so that probes are answered meanwhile; False ends the boot."""
+        view.state, started = "running", time.monotonic()
+        try:
+            view.detail = await asyncio.to_thread(stage.work, self._context, view)
+            view.state = "done"
+        except StageCancelledError:
+            view.state = "failed"
+        except ComfypodError as error:
+            view.state, view.detail = ("failed" if stage.policy == "stop" else "degraded"), error.message
+            for problem in error.problems:
+                self._report(problem)
+            if stage.policy == "stop":
+                self._fail(error)
+        view.seconds = round(time.monotonic() - started, 3)
+        self._console.line(f"  {stage.name}: {view.detail} ({view.seconds:.2f} s)")
+        return view.state in ("done", "degraded")
+
+    def _fail(self, error: ComfypodError) -> None:
+        self.health.failed = error.message
+        self._exit_code = error.exit_code
+        if self._settings.on_failure == "exit":
+            self._stop.set()
+        elif self._context.token:
+            self._start(services.jupyter(self._pod, self._settings, self._layout, self._context.token, os.environ))
+
+    def _taken(self) -> None:
+        """Say on the workspace that this pod runs, and log there from now on."""
+        self._record()
+        log = LogFile(self._layout.logs / "boot.log")
+        self._logs.append(log)
+        self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode()))
+
+    def _start_services(self) -> None:
+        context = self._context
+        assert context.seeded is not None  # noqa: S101 - the workspace stage has run
+        comfyui = services.comfyui(self._pod, self._settings, context.seeded, os.environ)
+        jupyter = services.jupyter(self._pod, self._settings, self._layout, context.token, os.environ)
+        self.health.urls = {
+            service.name: f"http://{service.host}:{service.port}"
+            for service in (comfyui, jupyter)
+            if service is not None
+        }
+        self._start(comfyui)
+        self._start(jupyter)
+
+    def _start(self, service: services.Service | None) -> None:
+        if service is None:
+            return
+        log = LogFile(self._layout.logs / f"{service.name}.log")
+        self._logs.append(log)
+        supervised = Supervised(service, partial(self._output, service.name, log), self._changed)
+        self.health.services.append(supervised)
+        self._tasks.append(asyncio.create_task(supervised.run()))
+
+    def _output(self, name: str, log: LogFile, data: bytes) -> None:
+        log.write(data)
+        for line in data.decode("utf-8", "replace").splitlines():
+            self._console.line(f"{name} | {line}", private=True)
+        if log.lost:
+            self.health.report(
+                Problem(
+                    "storage", f"{log.path} cannot be written; lines are lost", "free space on the workspace's disk"
+                )
+            )
+
+    def _changed(self, service: Supervised) -> None:
+        if service.pid is not None:
+            self._record()
+        name, attempts = service.service.name, service.attempts
+        if service.state is State.WAITING:
+            code = "comfyui" if service.service.critical else name
+            self._report(Problem(code, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
+            if attempts.safe_mode and attempts.quick == 0:
+                self._report(_safe_mode_problem(name))
+        elif service.state is State.FAILED:
+            self._report(Problem("comfyui" if service.service.critical else name, sentence(service), "see its log"))
+            if service.service.critical and self._settings.on_failure == "exit":
+                self._stop.set()
+        elif service.state is State.DEGRADED:
+            self._report(Problem("comfyui", sentence(service), "`comfypod logs` shows what it is doing"))
+        elif service.state is State.READY and self.health.mark_ready():
+            self._announce()
+
+    def _announce(self) -> None:
+        seconds = time.monotonic() - self.health.begun
+        self._console.line(f"ready after {seconds:.1f} s")
+        for name, url in self.health.urls.items():
+            self._console.line(f"  {name}: {url}")
+        shows = self._console.interactive or self._context.token_made
+        if "jupyter" in self.health.urls and shows and not self._settings.jupyter_password:
+            self._console.line(f"  log in: {self.health.urls['jupyter']}/lab?token={self._context.token}", private=True)
+            self._console.line(f"  the token is kept in {self._layout.token}")
+
+    def _record(self) -> None:
+        boot = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
+        children = tuple(
+            run.Child(service.service.name, service.pid, proc.start_ticks(service.pid) or 0)
+            for service in self.health.services
+            if service.pid is not None
+        )
+        control = f"http://{self._settings.control_listen}:{self._settings.control_port}"
+        try:
+            run.write(self._layout.run_record, run.RunRecord(boot, control, self.health.urls, children))
+        except OSError as error:
+            self.health.report(Problem("storage", f"{self._layout.run_record}: {error.strerror}", "free some space"))
+
+    async def _stop_services(self) -> None:
+        self.health.stopping = True
+        for service in self.health.services:
+            await service.stop()
+        await asyncio.gather(*self._tasks)
+
+    def _clean_up(self) -> None:
+        """Leave nothing that says that this pod runs."""
+        if self._context.lock.held:
+            self._layout.run_record.unlink(missing_ok=True)
+            self._context.lock.release()
+        self._console.line("stopped")
+        for log in self._logs:
+            log.close()
+
+    async def _respond(self, path: str) -> httpd.Answer:
+        health = self.health
+        if path == "/livez":
+            return httpd.text(200, "live")
+        if path == "/startupz":
+            return httpd.text(200, "started") if health.first_ready is not None else httpd.text(503, health.phase)
+        if path == "/readyz":
+            return httpd.text(200 if health.ready else 503, health.phase)
+        if path == "/status":
+            body = health.snapshot()
+            body["comfyui"] |= await self._queue()
+            return httpd.Answer(200, json.dumps(body).encode(), "application/json")
+        return httpd.text(404, "not-found")
+
+    async def _queue(self) -> dict[str, int]:
+        if not self.health.ready:
+            return {}
+        answer = await httpd.get(_connect(self.health), self._settings.port, "/queue", _QUEUE_SECONDS)
+        try:
+            queue = json.loads(answer.body) if answer is not None else {}
+            return {"queue_running": len(queue["queue_running"]), "queue_pending": len(queue["queue_pending"])}
+        except (ValueError, KeyError, TypeError):
+            return {}
+
+
+def _connect(health: Health) -> str:
+    return health.services[0].service.host
+
+
+def _safe_mode_problem(name: str) -> Problem:
+    return Problem(
+        "safe-mode",
+        f"{name} died quickly several times; it starts without custom nodes now",
+        "look for the node in `comfypod logs comfyui`, remove or mend it, then stop and start the pod",
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

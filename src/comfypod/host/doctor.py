@@ -1,0 +1,264 @@
+"""What this machine has, and what each finding means for `up`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from comfypod import fetch, files, proc
+from comfypod.errors import ComfypodError, HostError, Problem, SourceError, UsageError
+from comfypod.host import gpu
+from comfypod.host.environment import find_uv
+from comfypod.host.ports import busy
+from comfypod.host.prepare import missing, needs
+from comfypod.lock.sources import index_url
+from comfypod.log import human_bytes
+from comfypod.manifest.profiles import load_profiles
+from comfypod.manifest.profiles import profile as profile_named
+from comfypod.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from comfypod.host.prepare import Need
+    from comfypod.lock.schema import Lock
+
+State = Literal["ok", "note", "problem"]
+_NETWORK_SECONDS = 3.0
+_PROGRAM_SECONDS = 5.0
+_COMFORTABLE_MEMORY = 8_000_000_000
+_WORKSPACE_SPARE = 200_000_000
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at; a `problem` would stop `up`, a `note` would not. `meaning` is what it means for `up`."""
+
+    name: str
+    state: State
+    detail: str
+    meaning: str = ""
+
+
+def examine(
+    *,
+    data: Path,
+    workspace: Path,
+    ports: Mapping[str, int],
+    listen: str = "127.0.0.1",
+    lock: Lock | None = None,
+    profile: str = "auto",
+    jupyter: bool = True,
+) -> tuple[Finding, ...]:
+    """Look at everything that `up` depends on; bounded, and changes nothing.
+
+    `ports` is by the option that sets each. Without a lock (in a pod) the store is left out.
+
+    Raises:
+        UsageError: there is no such profile.
+    """
+    found = gpu.probe()
+    chosen = gpu.choose(found, load_profiles())
+    name = chosen.profile.name if profile == "auto" else profile_named(profile).name
+    profile_finding = _profile(found, name, chosen if profile == "auto" else None)
+    todo, store = _store(lock, name, data, jupyter=jupyter)
+    return (
+        Finding("gpu", "ok" if found.gpus else "note", found.summary),
+        profile_finding,
+        *store,
+        *_disks(data, workspace, todo, lock),
+        *_ports(listen, ports, in_pod=lock is None),
+        _network(fetching=bool(todo)),
+        *map(_engine, ("docker", "podman")),
+        _uv(),
+        _git(fetching=any(need.kind == "comfyui" for need in todo)),
+        Finding("python", "ok", f"{platform.python_version()} at {sys.executable}"),
+        _memory(),
+    )
+
+
+def doctor(
+    *,
+    data: Path,
+    workspace: Path,
+    ports: Mapping[str, int],
+    listen: str = "127.0.0.1",
+    lock: Lock | None = None,
+    profile: str = "auto",
+    jupyter: bool = True,
+) -> Result:
+    """Report what `examine` found; status "error" and exit code 13 when something would stop `up`."""
+    findings = examine(
+        data=data, workspace=workspace, ports=ports, listen=listen, lock=lock, profile=profile, jupyter=jupyter
+    )
+    problems = tuple(
+        Problem(HostError.code, f"{finding.name}: {finding.detail}", finding.meaning)
+        for finding in findings
+        if finding.state == "problem"
+    )
+    return Result(
+        command="doctor",
+        data={"up": not problems, "findings": [asdict(finding) for finding in findings]},
+        text=_table(findings),
+        status="error" if problems else "success",
+        exit_code=HostError.exit_code if problems else 0,
+        errors=problems,
+    )
+
+
+def _table(findings: tuple[Finding, ...]) -> str:
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<7}  {finding.name:<{width}}  {finding.detail}")
+        if finding.meaning and finding.state == "note":
+            lines.append(f"{'':7}  {'':{width}}  {finding.meaning}")
+    return "\n".join(lines)
+
+
+def _profile(found: gpu.Survey, name: str, chosen: gpu.Choice | None) -> Finding:
+    if chosen is None:
+        against = gpu.verdict(found, profile_named(name))
+        return Finding("profile", "problem" if against else "ok", against or name, "choose another with --profile")
+    state: State = "ok" if chosen.profile.needs_gpu else "note"
+    return Finding("profile", state, f"{name}: {chosen.reason}")
+
+
+def _store(lock: Lock | None, profile: str, data: Path, *, jupyter: bool) -> tuple[tuple[Need, ...], list[Finding]]:
+    if lock is None:
+        return (), []
+    try:
+        todo = missing(needs(lock, profile, platform.machine(), jupyter=jupyter), data)
+    except ComfypodError as error:
+        return (), [Finding("store", "problem", error.message, error.hint)]
+    if not todo:
+        return todo, [Finding("store", "ok", f"{data}: everything is there; `up` fetches nothing")]
+    titles = ", ".join(need.title for need in todo)
+    size = human_bytes(sum(need.download for need in todo))
+    return todo, [Finding("store", "note", f"{data} lacks {titles}", f"the next `up` fetches up to {size}")]
+
+
+def _disks(data: Path, workspace: Path, todo: tuple[Need, ...], lock: Lock | None) -> list[Finding]:
+    seeded = (workspace / "ComfyUI").exists() or lock is None
+    store = (sum(need.bytes for need in todo), sum(need.inodes for need in todo))
+    space = (_WORKSPACE_SPARE, 0) if seeded or lock is None else (
+        _WORKSPACE_SPARE + lock.comfyui.bytes * 2, lock.comfyui.files * 3
+    )  # fmt: skip
+    places = [("workspace disk", workspace, space)]
+    if lock is not None and _same_disk(data, workspace):
+        places = [("disk", workspace, (store[0] + space[0], store[1] + space[1]))]
+        if not os.access(files.nearest_folder(data), os.W_OK):
+            places.append(("data disk", data, store))
+    elif lock is not None:
+        places.insert(0, ("data disk", data, store))
+    return [_disk(name, path, *need) for name, path, need in places]
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return files.nearest_folder(one).stat().st_dev == files.nearest_folder(other).stat().st_dev
+
+
+def _disk(name: str, path: Path, needed: int, inodes: int) -> Finding:
+    left = files.room(path)
+    counted = "" if left.inodes is None else f" and {left.inodes:,} inodes"
+    detail = f"{path} has {human_bytes(left.bytes)}{counted} left; `up` needs {human_bytes(needed)}"
+    if not os.access(files.nearest_folder(path), os.W_OK):
+        return Finding(name, "problem", f"{path} cannot be written", "choose another folder, or mend its owner or mode")
+    if left.bytes < needed:
+        return Finding(name, "problem", detail, "free some space or choose another folder")
+    if left.inodes is not None and left.inodes < inodes:
+        return Finding(name, "problem", f"{detail} and {inodes:,} inodes", "choose a file system with more inodes")
+    return Finding(name, "ok", detail)
+
+
+def _ports(listen: str, ports: Mapping[str, int], *, in_pod: bool) -> list[Finding]:
+    try:
+        taken = busy(listen, ports)
+    except UsageError as error:
+        return [Finding("ports", "problem", error.message, error.hint)]
+    if not taken:
+        return [Finding("ports", "ok", f"{', '.join(map(str, ports.values()))} are free on {listen}")]
+    if in_pod:
+        return [Finding("ports", "note", str(entry), "a running pod holds its own ports") for entry in taken]
+    return [
+        Finding("ports", "problem", str(entry), f"stop what holds it, or choose another with {entry.option}")
+        for entry in taken
+    ]
+
+
+def _network(*, fetching: bool) -> Finding:
+    index = index_url(os.environ)
+    trouble = _reach(index)
+    if not trouble:
+        return Finding("network", "ok", f"the package index {index} answers")
+    if fetching:
+        return Finding("network", "problem", trouble, "connect this machine, or name a mirror with UV_DEFAULT_INDEX")
+    return Finding("network", "note", trouble, "`up` needs no network: everything is there")
+
+
+def _reach(index: str) -> str:
+    # Looking up a name has no time-out of its own, hence the thread.
+    said = [f"{index} did not answer within {_NETWORK_SECONDS:.0f} s"]
+
+    def ask() -> None:
+        try:
+            fetch.head(f"{index}/pip/")
+            said[0] = ""
+        except SourceError as error:
+            said[0] = error.message
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_NETWORK_SECONDS)
+    return said[0]
+
+
+def _engine(name: str) -> Finding:
+    try:
+        done = proc.run((proc.find_program(name), "info"), seconds=_PROGRAM_SECONDS)
+    except HostError:
+        return Finding(name, "note", "not installed", f"`up --engine {name}` is not possible; --engine host is")
+    if done.ok:
+        return Finding(name, "ok", "installed, and answers")
+    return Finding(name, "note", "installed, but does not answer", f"start it before `up --engine {name}`")
+
+
+def _uv() -> Finding:
+    try:
+        done = proc.run((find_uv(), "--version"), seconds=_PROGRAM_SECONDS)
+    except HostError as error:
+        return Finding("uv", "problem", error.message, error.hint)
+    return Finding("uv", "ok" if done.ok else "problem", done.stdout.strip() or "does not run", "install uv again")
+
+
+def _git(*, fetching: bool) -> Finding:
+    try:
+        done = proc.run((proc.find_program("git"), "--version"), seconds=_PROGRAM_SECONDS)
+    except HostError as error:
+        tail = "; ComfyUI then comes from an archive or a source distribution" if fetching else ""
+        return Finding("git", "note", error.message, f"custom nodes cannot be cloned{tail}")
+    return Finding("git", "ok", done.stdout.strip())
+
+
+def _memory() -> Finding:
+    with open("/proc/meminfo", encoding="ascii") as handle:
+        facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in handle)}
+    total, detail = facts["MemTotal"], ""
+    for path in _CGROUP_LIMITS:
+        try:
+            with open(path, encoding="ascii") as handle:
+                limit = handle.read().strip()
+        except OSError:
+            continue
+        if limit.isdigit() and int(limit) < total:
+            total, detail = int(limit), ", the limit of this container"
+    text = f"{human_bytes(total)}{detail}"
+    if total >= _COMFORTABLE_MEMORY:
+        return Finding("memory", "ok", text)
+    return Finding("memory", "note", text, "ComfyUI starts, and large models may not fit")

@@ -1,0 +1,165 @@
+"""GPUs and the driver through NVML by ctypes, and what they mean for the choice of a profile.
+
+No torch, no nvidia-smi (its text changed between driver branches), and every failure is a value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comfypod.log import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from comfypod.manifest.profiles import Profile
+
+_LIBRARIES = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
+_TEXT_BYTES = 96
+_CODES = {
+    4: "this user may not ask the NVIDIA driver",
+    9: "the NVIDIA driver is not loaded",
+    15: "the GPU has fallen off the bus; restart the machine",
+    18: "the loaded NVIDIA driver and its library are of different versions; restart the machine",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device: its name, memory in bytes and CUDA compute capability such as "8.9"."""
+
+    name: str
+    memory: int
+    capability: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What NVML said: the driver's version, the devices, and why there are none (empty when all is well)."""
+
+    driver: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    trouble: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Say it in one line."""
+        if not self.gpus:
+            return self.trouble
+        named = ", ".join(f"{gpu.name} ({human_bytes(gpu.memory)}, sm_{_digits(gpu)})" for gpu in self.gpus)
+        return f"{named}; driver {self.driver}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The profile to use and, in a sentence, why."""
+
+    profile: Profile
+    reason: str
+
+
+class _NvmlError(Exception):
+    pass
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def probe(libraries: Iterable[str] = _LIBRARIES) -> Survey:
+    """Ask the first NVML library that loads; takes a millisecond where there is none."""
+    for name in libraries:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return _ask(library)
+    return Survey(trouble="no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)")
+
+
+def _ask(nvml: ctypes.CDLL) -> Survey:
+    try:
+        _call(nvml, "nvmlInit_v2")
+    except _NvmlError as error:
+        return Survey(trouble=str(error))
+    driver = ""
+    try:
+        text = ctypes.create_string_buffer(_TEXT_BYTES)
+        _call(nvml, "nvmlSystemGetDriverVersion", text, _TEXT_BYTES)
+        driver = text.value.decode("ascii", "replace")
+        count = ctypes.c_uint()
+        _call(nvml, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+        gpus = tuple(_gpu(nvml, index) for index in range(count.value))
+    except _NvmlError as error:
+        return Survey(driver, trouble=str(error))
+    return Survey(driver, gpus, "" if gpus else f"the NVIDIA driver {driver} sees no GPU")
+
+
+def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
+    device, name, memory = ctypes.c_void_p(), ctypes.create_string_buffer(_TEXT_BYTES), _Memory()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
+    _call(nvml, "nvmlDeviceGetName", device, name, _TEXT_BYTES)
+    _call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
+    _call(nvml, "nvmlDeviceGetCudaComputeCapability", device, ctypes.byref(major), ctypes.byref(minor))
+    return Gpu(name.value.decode("utf-8", "replace"), memory.total, f"{major.value}.{minor.value}")
+
+
+def _call(nvml: ctypes.CDLL, name: str, *arguments: object) -> None:
+    try:
+        function = getattr(nvml, name)
+    except AttributeError as error:
+        raise _NvmlError(f"the NVIDIA library is too old: it has no {name}") from error
+    if (code := function(*arguments)) != 0:
+        raise _NvmlError(_CODES.get(code, f"the NVIDIA library answered error {code} to {name}"))
+
+
+def verdict(found: Survey, profile: Profile) -> str:
+    """Say why a profile cannot run on what was found; empty when it can."""
+    if not profile.needs_gpu:
+        return ""
+    if not found.gpus:
+        return f"profile {profile.name} needs an NVIDIA GPU: {found.trouble}; use --profile cpu"
+    gpu = found.gpus[0]
+    if gpu.capability not in profile.capabilities:
+        return (
+            f"{gpu.name} has compute capability {gpu.capability}, profile {profile.name} is for "
+            f"{', '.join(profile.capabilities)} ({profile.summary}); use --profile auto"
+        )
+    branch = re.match(r"\d+", found.driver)
+    if branch is None:
+        return f"NVIDIA driver version {found.driver!r} is not understood; use --profile cpu"
+    if int(branch[0]) < profile.driver:
+        return (
+            f"NVIDIA driver {found.driver} is older than {profile.driver}, which profile {profile.name} needs; "
+            "update the driver or use --profile cpu"
+        )
+    return ""
+
+
+def choose(found: Survey, profiles: Mapping[str, Profile]) -> Choice:
+    """Pick the profile that fits the first GPU and the driver, or else the one that needs no GPU.
+
+    `profiles` is the table by name, in order of preference; at least one needs no GPU.
+    """
+    table = tuple(profiles.values())
+    fallback = next(profile for profile in table if not profile.needs_gpu)
+    if not found.gpus:
+        return Choice(fallback, f"{found.trouble}; ComfyUI runs on the CPU")
+    gpu = found.gpus[0]
+    fitting = [profile for profile in table if gpu.capability in profile.capabilities]
+    for profile in fitting:
+        if not verdict(found, profile):
+            return Choice(profile, f"{gpu.name} has compute capability {gpu.capability}, driver {found.driver}")
+    if fitting:
+        return Choice(fallback, f"{verdict(found, fitting[0])}; until then ComfyUI runs on the CPU")
+    return Choice(
+        fallback, f"no profile is for compute capability {gpu.capability} ({gpu.name}); ComfyUI runs on the CPU"
+    )
+
+
+def _digits(gpu: Gpu) -> str:
+    return gpu.capability.replace(".", "")

@@ -1,0 +1,206 @@
+"""`comfypod up` and `down` with the host engine: prepare, hand over to boot, wait for it, stop it."""
+
+from __future__ import annotations
+
+import compileall
+import os
+import platform
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfypod import control, errors, files, ports, proc
+from comfypod.boot.logfile import tail
+from comfypod.boot.settings import Settings, resolve
+from comfypod.errors import BusyError, ComfypodError, NotReadyError, ServiceError
+from comfypod.host.gpu import choose, probe
+from comfypod.host.prepare import prepare
+from comfypod.host.store import data_folder
+from comfypod.lock.load import read_lock
+from comfypod.manifest.profiles import Profile, load_profiles, profile
+from comfypod.result import Result
+from comfypod.workspace import run
+from comfypod.workspace.layout import Layout
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping
+
+    from comfypod.log import Console
+    from comfypod.podfile import PodFile
+
+_POLL_SECONDS = 0.2
+_STOP_SLACK = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `up` was asked for; `arguments` are settings given on the command line, by name."""
+
+    arguments: Mapping[str, str]
+    profile: str = "auto"
+    lock: Path | None = None
+    offline: bool = False
+    detach: bool = False
+    wait: float = 600.0
+
+
+def default_settings() -> dict[str, str]:
+    """Return what the host engine sets where an image's `pod.json` would."""
+    return {"workspace": str(Path.home() / "comfypod"), "on_failure": "exit"}
+
+
+def up(options: Options, console: Console) -> Result:
+    """Make the pod run; in the foreground this process becomes boot and does not return.
+
+    Raises:
+        ComfypodError: something stands in the way; nothing half done is left.
+    """
+    settings = resolve(default_settings(), os.environ, options.arguments)
+    layout = Layout(settings.workspace)
+    lock = read_lock(options.lock)
+    chosen = _profile(options.profile, console)
+    _ensure_startable(layout, settings)
+    base = options.lock.parent if options.lock is not None else Path.cwd()
+    pod = prepare(
+        lock, chosen, platform.machine(), data=data_folder(os.environ), base=base, offline=options.offline,
+        jupyter=settings.jupyter, console=console,
+    )  # fmt: skip
+    pod = pod.with_settings({**default_settings(), **pod.settings})
+    _write_pod_file(layout, pod)
+    argv = _boot_command(layout.pod_file, options.arguments)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    if not options.detach:
+        proc.replace(argv, environ)
+    child = proc.detach(argv, layout.boot_output, environ)
+    return _wait(child, layout, settings, options.wait, console)
+
+
+def _profile(name: str, console: Console) -> Profile:
+    if name != "auto":
+        return profile(name)
+    choice = choose(probe(), load_profiles())
+    console.line(f"profile {choice.profile.name}: {choice.reason}")
+    return choice.profile
+
+
+def _ensure_startable(layout: Layout, settings: Settings) -> None:
+    """Find out what would stop boot before anything is fetched."""
+    if (record := run.running(layout.run_record)) is not None:
+        raise BusyError(
+            f"a pod already runs on the workspace {layout.root} (pid {record.boot.pid})",
+            "`comfypod status` shows it, `comfypod down` stops it; or choose another --workspace",
+        )
+    files.make_folder(layout.records)
+    if not os.access(layout.records, os.W_OK):
+        raise files.storage_error(PermissionError(13, "", str(layout.records)), "cannot use the workspace")
+    wanted = {"--port": settings.port}
+    if settings.jupyter:
+        wanted["--jupyter-port"] = settings.jupyter_port
+    ports.ensure_free(settings.listen, wanted)
+    ports.ensure_free(settings.control_listen, {"--control-port": settings.control_port})
+
+
+def _write_pod_file(layout: Layout, pod: PodFile) -> None:
+    lock = files.FolderLock(layout.lock)
+    try:
+        lock.acquire()
+        files.write_atomic(layout.pod_file, pod.encode(), durable=False)
+    except OSError as error:
+        raise files.storage_error(error, f"cannot write {layout.pod_file}") from error
+    finally:
+        lock.release()
+
+
+def _boot_command(pod_file: Path, arguments: Mapping[str, str]) -> list[str]:
+    """Build boot's command line; comfypod's own bytecode is made first, whatever the caller's Python settings."""
+    compileall.compile_dir(Path(errors.__file__).parent, quiet=2)
+    given = [f"--set={name}={value}" for name, value in arguments.items()]
+    return [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(pod_file), *given]
+
+
+def _wait(
+    child: subprocess.Popen[bytes], layout: Layout, settings: Settings, seconds: float, console: Console
+) -> Result:
+    """Follow a detached boot until it is ready; an interrupt stops it again."""
+    address = f"http://{settings.control_listen}:{settings.control_port}"
+    deadline, said = time.monotonic() + seconds, ""
+    try:
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                raise _ended(child.returncode, layout)
+            status = control.status(address)
+            if status is not None and status["ready"]:
+                return _ready(layout, status)
+            said = _say_news(status, said, console)
+            time.sleep(_POLL_SECONDS)
+    except (KeyboardInterrupt, SystemExit):
+        child.terminate()
+        child.wait()
+        raise
+    raise NotReadyError(
+        f"the pod is not ready after {seconds:.0f} s: {said or 'it does not answer yet'}",
+        "it goes on starting; see `comfypod status` and `comfypod logs`, or stop it with `comfypod down`",
+    )
+
+
+def _say_news(status: Mapping[str, Any] | None, said: str, console: Console) -> str:
+    news = "; ".join(status["reasons"]) if status is not None else said
+    if news != said and news:
+        console.line(f"  {news}")
+    return news
+
+
+def _ready(layout: Layout, status: Mapping[str, Any]) -> Result:
+    urls = dict(status["urls"])
+    lines = [f"ready after {status['boot']['seconds_to_ready']:.1f} s"]
+    lines += [f"  ComfyUI:    {urls['comfyui']}"]
+    if "jupyter" in urls:
+        shown = urls["jupyter"]
+        if layout.token.is_file():
+            shown += f"/lab?token={layout.token.read_text('ascii').strip()}"
+        lines.append(f"  JupyterLab: {shown}")
+    lines += [f"  workspace:  {layout.root}", "stop it with `comfypod down`, watch it with `comfypod logs -f`"]
+    lines += [f"WARNING {problem['message']}" for problem in status["problems"]]
+    data = {"workspace": str(layout.root), "urls": urls, "token_file": str(layout.token), "status": status}
+    return Result("up", data, "\n".join(lines), "partial" if status["problems"] else "success")
+
+
+def _ended(returncode: int, layout: Layout) -> ComfypodError:
+    lines = tail(layout.boot_output, 400)
+    said = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
+    message = said[-1] if said else f"boot ended with {returncode}: {' / '.join(lines[-3:])}"
+    for family in ComfypodError.__subclasses__():
+        if family.exit_code == returncode and family is not ServiceError:
+            return family(message, f"all that boot said is in {layout.boot_output}")
+    last = [line for line in lines if line.startswith("comfyui | ")][-3:]
+    return ServiceError(
+        f"ComfyUI did not start (it ended with {returncode}): {' / '.join(last) or message}",
+        f"its whole log is {layout.logs / 'comfyui.log'}",
+    )
+
+
+def down(layout: Layout, console: Console) -> Result:
+    """Stop the pod that runs on a workspace and wait for its end.
+
+    Raises:
+        NotRunningError: there is none.
+    """
+    record = control.running(layout)
+    started = time.monotonic()
+    proc.signal_process(record.boot.pid, signal.SIGTERM)
+    status = control.status(record.control)
+    shown = (status or {}).get("settings", {}).get("stop_seconds", {}).get("value", "4")
+    deadline = started + 2 * float(shown) + _STOP_SLACK
+    while record.boot.alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+    forced = record.boot.alive
+    if forced:
+        console.warning("the pod does not stop by itself; it is killed")
+        proc.signal_process(record.boot.pid, signal.SIGKILL)
+        run.end_orphans(record)
+    seconds = time.monotonic() - started
+    return Result("down", {"seconds": round(seconds, 2), "forced": forced}, f"stopped in {seconds:.1f} s")

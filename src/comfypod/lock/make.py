@@ -1,0 +1,192 @@
+"""Making a lock from a manifest: everything fetched once, named by digest, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from comfypod import fetch
+from comfypod.errors import IntegrityError, LockError
+from comfypod.lock import python, schema
+from comfypod.lock.schema import Environment, Lock, LockedModel, LockedTarget, Requested
+from comfypod.lock.sources import index_url
+from comfypod.lock.trees import Site, lock_comfyui, lock_node
+from comfypod.manifest.profiles import load_profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from comfypod.lock.schema import Arch, Package, Purpose
+    from comfypod.log import Console
+    from comfypod.manifest.profiles import Profile
+    from comfypod.manifest.schema import Manifest, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """What may move to newer versions: nothing, some names, or everything."""
+
+    names: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def covers(self, name: str) -> bool:
+        """Whether this package, node, model, or "comfyui" may move."""
+        return self.everything or name.lower() in self.names
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One environment to resolve for one profile."""
+
+    profile: str
+    purpose: Purpose
+    arch: Arch
+    python: str
+    requests: tuple[str, ...]
+    constraints: tuple[str, ...]
+
+
+def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path, console: Console) -> Lock:
+    """Return the lock of a manifest; what `previous` pins stays unless `upgrade` covers it.
+
+    Raises:
+        SourceError: something cannot be fetched.
+        IntegrityError: something has other contents than `previous` says.
+        LockError: something cannot be pinned, or the packages do not resolve.
+    """
+    with tempfile.TemporaryDirectory(prefix="comfypod-lock-") as scratch:
+        site = Site(base, Path(scratch), index_url(os.environ), console)
+        held = previous.comfyui if previous is not None and not upgrade.covers("comfyui") else None
+        digest = held.digest if held is not None and held.version == manifest.comfyui.version else None
+        comfyui, requirements = lock_comfyui(manifest.comfyui, digest, site)
+        old_nodes = {node.name: node for node in previous.nodes if not upgrade.covers(node.name)} if previous else {}
+        wanted = sorted(manifest.node, key=lambda node: node.name)
+        nodes = tuple(lock_node(node, old_nodes.get(node.name), site) for node in wanted)
+    required = [*requirements, *manifest.python.packages, *(line for node in nodes for line in node.requirements)]
+    targets, environments = _environments(manifest, required, previous, upgrade, console)
+    return Lock(
+        schema=schema.SCHEMA, comfyui=comfyui, targets=targets, environments=environments, nodes=nodes,
+        models=_models(manifest.model, previous, upgrade), requested=_requested(manifest),
+    )  # fmt: skip
+
+
+def _requested(manifest: Manifest) -> Requested:
+    return Requested(
+        packages=_ordered(manifest.python.packages),
+        constraints=_ordered(manifest.python.constraints),
+        jupyter=_ordered(manifest.jupyter.packages),
+    )
+
+
+def _ordered(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(lines), key=lambda line: (line.lower(), line)))
+
+
+def _jobs(manifest: Manifest, required: Sequence[str]) -> list[_Job]:
+    """Return two jobs for each profile and architecture, in the order of the profile table."""
+    jobs: list[_Job] = []
+    bounds, jupyter = _ordered(manifest.python.constraints), _ordered(manifest.jupyter.packages)
+    for profile in _profiles(manifest):
+        asked = _ordered((*profile.pins, *required))
+        for arch in profile.architectures:
+            jobs.append(_Job(profile.name, "comfyui", arch, profile.python, asked, bounds))
+            jobs.append(_Job(profile.name, "jupyter", arch, profile.python, jupyter, ()))
+    return jobs
+
+
+def _profiles(manifest: Manifest) -> list[Profile]:
+    return [profile for name, profile in load_profiles().items() if name in manifest.profiles]
+
+
+def _environments(
+    manifest: Manifest, required: Sequence[str], previous: Lock | None, upgrade: Upgrade, console: Console
+) -> tuple[tuple[LockedTarget, ...], tuple[Environment, ...]]:
+    resolved: dict[_Job, Environment] = {}
+    chosen: dict[tuple[str, Arch], dict[Purpose, _Job]] = {}
+    for job in _jobs(manifest, required):
+        chosen.setdefault((job.profile, job.arch), {})[job.purpose] = shared = replace(job, profile="")
+        if shared not in resolved:
+            console.line(f"packages for {job.purpose} on {job.arch}, Python {job.python}")
+            resolved[shared] = _resolve(job, previous, upgrade, console)
+    named = _named(resolved)
+    targets = [
+        LockedTarget(profile, arch, named[jobs["comfyui"]].name, named[jobs["jupyter"]].name)
+        for (profile, arch), jobs in chosen.items()
+    ]
+    by_name = sorted(named.values(), key=lambda environment: environment.name)
+    return tuple(sorted(targets, key=lambda target: (target.profile, target.arch))), tuple(by_name)
+
+
+def _resolve(job: _Job, previous: Lock | None, upgrade: Upgrade, console: Console) -> Environment:
+    """Resolve one environment; it carries the profile's name until it is known whether another one is like it."""
+    before = _before(job, previous)
+    preferred = {package.name: package.version for package in before if not upgrade.covers(package.name)}
+    packages = python.resolve(
+        job.requests, job.constraints, python=job.python, arch=job.arch, preferred=preferred, console=console
+    )
+    _refuse_replaced(packages, before, upgrade)
+    return Environment(job.profile, job.purpose, job.arch, job.python, job.requests, packages)
+
+
+def _named(resolved: dict[_Job, Environment]) -> dict[_Job, Environment]:
+    """Name environments by purpose and architecture, and by their first profile where that is not enough."""
+    named: dict[_Job, Environment] = {}
+    for job, environment in resolved.items():
+        alike = [other for other in resolved if (other.purpose, other.arch) == (job.purpose, job.arch)]
+        suffix = f"-{environment.name}" if len(alike) > 1 else ""
+        name = f"{job.purpose}-{job.arch}{suffix}"
+        named[job] = Environment(
+            name, environment.purpose, environment.arch, environment.python, environment.requests, environment.packages
+        )
+    return named
+
+
+def _before(job: _Job, previous: Lock | None) -> tuple[Package, ...]:
+    """Return the packages that the earlier lock has for this job, or for the nearest one to it."""
+    if previous is None:
+        return ()
+    for target in previous.targets:
+        if (target.profile, target.arch) == (job.profile, job.arch):
+            return previous.environment(cast("str", getattr(target, job.purpose))).packages
+    alike = [environment for environment in previous.environments if environment.purpose == job.purpose]
+    alike.sort(key=lambda environment: environment.arch != job.arch)
+    return alike[0].packages if alike else ()
+
+
+def _refuse_replaced(packages: Iterable[Package], before: Iterable[Package], upgrade: Upgrade) -> None:
+    known = {wheel.file: wheel.sha256 for package in before for wheel in package.wheels}
+    for package in packages:
+        for wheel in package.wheels:
+            if known.get(wheel.file, wheel.sha256) != wheel.sha256 and not upgrade.covers(package.name):
+                raise IntegrityError(
+                    f"the package index has other bytes for {wheel.file} than the lock: sha256 {wheel.sha256}",
+                    "a published wheel never changes: find out why; `comfypod lock --upgrade "
+                    f"{package.name}` takes the new one",
+                )
+
+
+def _models(wanted: Iterable[Model], previous: Lock | None, upgrade: Upgrade) -> tuple[LockedModel, ...]:
+    known = {model.name: model for model in previous.models if not upgrade.covers(model.name)} if previous else {}
+    return tuple(_model(model, known.get(model.name)) for model in sorted(wanted, key=lambda model: model.name))
+
+
+def _model(wanted: Model, known: LockedModel | None) -> LockedModel:
+    sha256, size = wanted.sha256, wanted.size
+    if known is not None and known.url == wanted.url and sha256 in (None, known.sha256):
+        sha256, size = known.sha256, size or known.size
+    if sha256 is None or size is None:
+        headers = fetch.head(wanted.url)
+        tag, length = headers.get("x-linked-etag", "").strip('"'), headers.get("x-linked-size", "")
+        sha256 = sha256 or (tag if len(tag) == 64 and set(tag) <= set("0123456789abcdef") else None)
+        size = size or int(length if length.isdecimal() else headers.get("content-length") or 0)
+    if not sha256 or not size:
+        raise LockError(
+            f"model {wanted.name}: {wanted.url} does not tell its digest and size",
+            f'write `sha256 = "..."` and `size = ...` (bytes) into the [[model]] named "{wanted.name}"',
+        )
+    return LockedModel(
+        name=wanted.name, url=wanted.url, folder=wanted.folder, file=wanted.filename, sha256=sha256, size=size
+    )

@@ -1,0 +1,124 @@
+"""Whether the lock still says what the manifest asks for: a pure comparison, without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comfypod.errors import LockError, Problem
+from comfypod.lock.sources import default_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from comfypod.lock.schema import Lock, LockedModel, LockedTarget
+    from comfypod.manifest.profiles import Profile
+    from comfypod.manifest.schema import Manifest, Model
+
+_ABSENT = "nothing"
+_LOCK = "comfypod lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One item on which manifest and lock disagree, and the command that mends it."""
+
+    item: str
+    manifest: str
+    lock: str
+    command: str = _LOCK
+
+    @property
+    def problem(self) -> Problem:
+        """The same as an error entry."""
+        message = f"{self.item}: the manifest says {self.manifest}, the lock says {self.lock}"
+        return Problem(LockError.code, message, f"run `{self.command}`")
+
+
+def drift(manifest: Manifest, profiles: Mapping[str, Profile], lock: Lock) -> tuple[Drift, ...]:
+    """Return every disagreement, in the order of the manifest's tables; nothing means they are in step."""
+    return (
+        *_comfyui(manifest, lock),
+        *_targets(manifest, profiles, lock),
+        *_python(manifest, lock),
+        *_nodes(manifest, lock),
+        *_models(manifest, lock),
+    )
+
+
+def _comfyui(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
+    if manifest.comfyui.version != lock.comfyui.version:
+        yield Drift("ComfyUI", manifest.comfyui.version, lock.comfyui.version)
+    elif (manifest.comfyui.source or default_sources(manifest.comfyui.version)) != lock.comfyui.sources:
+        yield Drift("ComfyUI's sources", "others", "those of an earlier manifest", f"{_LOCK} --upgrade comfyui")
+
+
+def _targets(manifest: Manifest, profiles: Mapping[str, Profile], lock: Lock) -> Iterator[Drift]:
+    locked = {(target.profile, target.arch): target for target in lock.targets}
+    wanted = [(profiles[name], arch) for name in manifest.profiles for arch in profiles[name].architectures]
+    for profile, arch in wanted:
+        item = f"profile {profile.name} on {arch}"
+        target = locked.pop((profile.name, arch), None)
+        if target is None:
+            yield Drift(item, "it is wanted", _ABSENT)
+        else:
+            yield from _target(item, profile, target, lock)
+    for name, arch in locked:
+        yield Drift(f"profile {name} on {arch}", _ABSENT, "it is there")
+
+
+def _target(item: str, profile: Profile, target: LockedTarget, lock: Lock) -> Iterator[Drift]:
+    for name in (target.comfyui, target.jupyter):
+        python = lock.environment(name).python
+        if python != profile.python:
+            yield Drift(f"{item}, Python of {name}", profile.python, python)
+    environment = lock.environment(target.comfyui)
+    for pin in profile.pins:
+        package = pin.partition("==")[0]
+        if pin not in environment.requests:
+            yield Drift(f"{item}, {package}", pin, f"{package}=={environment.version(package)}")
+
+
+def _python(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
+    for item, wanted, locked in (
+        ("python.packages", manifest.python.packages, lock.requested.packages),
+        ("python.constraints", manifest.python.constraints, lock.requested.constraints),
+        ("jupyter.packages", manifest.jupyter.packages, lock.requested.jupyter),
+    ):
+        if set(wanted) != set(locked):
+            yield Drift(item, _listed(set(wanted) - set(locked)), _listed(set(locked) - set(wanted)))
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or _ABSENT
+
+
+def _nodes(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
+    wanted = {node.name: f"{node.git} at {node.ref}" for node in manifest.node}
+    locked = {node.name: f"{node.url} at {node.ref}" for node in lock.nodes}
+    for name in sorted(wanted.keys() | locked.keys()):
+        if wanted.get(name) != locked.get(name):
+            yield Drift(f"node {name}", wanted.get(name, _ABSENT), locked.get(name, _ABSENT))
+
+
+def _models(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
+    wanted = {model.name: model for model in manifest.model}
+    locked = {model.name: model for model in lock.models}
+    for name in sorted(wanted.keys() | locked.keys()):
+        if name not in wanted:
+            yield Drift(f"model {name}", _ABSENT, locked[name].url)
+        elif name not in locked:
+            yield Drift(f"model {name}", wanted[name].url, _ABSENT)
+        else:
+            yield from _model(wanted[name], locked[name])
+
+
+def _model(wanted: Model, locked: LockedModel) -> Iterator[Drift]:
+    for item, ours, theirs in (
+        ("url", wanted.url, locked.url),
+        ("place", f"{wanted.folder}/{wanted.filename}", f"{locked.folder}/{locked.file}"),
+        ("sha256", wanted.sha256 or locked.sha256, locked.sha256),
+        ("size", wanted.size or locked.size, locked.size),
+    ):
+        if ours != theirs:
+            yield Drift(f"model {wanted.name}, {item}", str(ours), str(theirs))

@@ -1,0 +1,122 @@
+"""ComfyUI and custom nodes at lock time: what they are now, pinned by their contents, and what they require."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comfypod import git
+from comfypod.errors import LockError, SourceError
+from comfypod.lock.schema import GitSource, LockedComfyUI, LockedNode
+from comfypod.lock.sources import default_sources, obtain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from comfypod.log import Console
+    from comfypod.manifest.schema import ComfyUI, Node
+
+_VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where trees are fetched: relative sources start at `base`, `scratch` is thrown away, `index` is asked."""
+
+    base: Path
+    scratch: Path
+    index: str
+    console: Console
+
+
+def lock_comfyui(wanted: ComfyUI, digest: str | None, site: Site) -> tuple[LockedComfyUI, tuple[str, ...]]:
+    """Fetch ComfyUI and return it locked, with its requirements; `digest` is what an earlier lock says it must be.
+
+    Raises:
+        SourceError: no source answered.
+        IntegrityError: the contents are not those of the earlier lock.
+        LockError: the tree is of another version, or not ComfyUI.
+    """
+    sources = wanted.source or default_sources(wanted.version)
+    tree = site.scratch / "comfyui"
+    site.console.line(f"ComfyUI {wanted.version}")
+    got = obtain(
+        sources, tree, digest=digest, base=site.base, scratch=site.scratch, index=site.index, console=site.console
+    )
+    found = _tree_version(tree)
+    if found != wanted.version:
+        raise LockError(
+            f"the tree is ComfyUI {found or 'of no known version'}, comfypod.toml says {wanted.version}",
+            "write that version into [comfyui], or mend its sources",
+        )
+    locked = LockedComfyUI(
+        version=wanted.version, digest=got.facts.digest, files=got.facts.files, bytes=got.facts.bytes, sources=sources
+    )
+    return locked, _requirements(tree, "ComfyUI", site.console)
+
+
+def _tree_version(tree: Path) -> str | None:
+    try:
+        found = _VERSION.search((tree / "comfyui_version.py").read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found[1] if found else None
+
+
+def lock_node(wanted: Node, previous: LockedNode | None, site: Site) -> LockedNode:
+    """Fetch a node and return it locked; its commit stays as in `previous` when address and reference do.
+
+    Raises:
+        SourceError: the repository is not reachable or has no such reference.
+        IntegrityError: the commit has other contents than before.
+        LockError: its requirements cannot be locked.
+    """
+    same = previous is not None and (previous.url, previous.ref) == (wanted.git, wanted.ref)
+    kept = previous if same else None
+    site.console.line(f"node {wanted.name}")
+    try:
+        commit = kept.commit if kept else git.resolve(wanted.git, wanted.ref)
+    except SourceError as error:
+        raise SourceError(f"node {wanted.name}: {error.message}", error.hint) from error
+    tree = site.scratch / f"node-{wanted.name}"
+    got = obtain(
+        (GitSource(wanted.git, commit),), tree, digest=kept.digest if kept else None,
+        base=site.base, scratch=site.scratch, index=site.index, console=site.console,
+    )  # fmt: skip
+    requirements = _requirements(tree, f"node {wanted.name}", site.console)
+    return LockedNode(
+        name=wanted.name, url=wanted.git, ref=wanted.ref, commit=commit, digest=got.facts.digest,
+        requirements=requirements,
+    )  # fmt: skip
+
+
+def _requirements(tree: Path, owner: str, console: Console) -> tuple[str, ...]:
+    path = tree / "requirements.txt"
+    if not path.is_file():
+        return ()
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LockError(f"{owner}: its requirements.txt cannot be read: {error}", "mend it, or leave it out") from error
+    return tuple(requirement_lines(text, owner, console))
+
+
+def requirement_lines(text: str, owner: str, console: Console) -> Iterator[str]:
+    """Yield the requirements of a requirements.txt without comments, options and hashes.
+
+    Raises:
+        LockError: it refers to another file or an editable folder.
+    """
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        entry = re.sub(r"(^|\s)#.*", "", line).strip()
+        if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b", entry):
+            raise LockError(
+                f"{owner}: {entry!r} in its requirements.txt cannot be locked",
+                "leave the node out, or write what it needs into [python] packages and take a mended fork",
+            )
+        if entry.startswith("-"):
+            console.line(f"  {owner}: the option {entry!r} in its requirements.txt is left out")
+        elif entry:
+            yield re.split(r"\s--", entry)[0].strip()

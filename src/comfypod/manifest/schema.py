@@ -1,0 +1,101 @@
+"""`comfypod.toml` as the user writes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from comfypod.lock.schema import SafeName, SafePath, Sha256, Source
+
+Version = Annotated[
+    str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9]+)+([-+.]?[0-9A-Za-z.]+)?\Z", description='a version such as "0.30.0"')
+]
+Requirement = Annotated[
+    str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\r\n]*\Z", description='a requirement such as "numpy>=2"')
+]
+WebAddress = Annotated[
+    str, msgspec.Meta(pattern=r"\Ahttps?://[^\s/]+/\S*\Z", description="an https:// or http:// address")
+]
+GitAddress = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A((https?|ssh|git|file)://\S+|[\w.-]+@[\w.-]+:\S+|/\S*)\Z",
+        description="a Git address: https://, ssh:// or an absolute path",
+    ),
+]
+Reference = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*\Z", description="the name of a commit, a tag or a branch"
+    ),
+]
+Bytes = Annotated[int, msgspec.Meta(gt=0, description="a count of bytes above 0")]
+
+
+class _Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class ComfyUI(_Written, frozen=True):
+    """Which ComfyUI; with no source given, the known ones of that version are tried."""
+
+    version: Version
+    source: tuple[Source, ...] = ()
+
+
+class Python(_Written, frozen=True):
+    """Requirements beside those of ComfyUI and of the nodes, and bounds on any of them."""
+
+    packages: tuple[Requirement, ...] = ()
+    constraints: tuple[Requirement, ...] = ()
+
+
+class Jupyter(_Written, frozen=True):
+    """What JupyterLab's own environment has; nothing means no JupyterLab."""
+
+    packages: tuple[Requirement, ...] = ()
+
+
+class Node(_Written, frozen=True):
+    """A custom node: the folder's name, a repository, and a commit, tag or branch of it."""
+
+    name: SafeName
+    git: GitAddress
+    ref: Reference
+
+
+class Model(_Written, frozen=True):
+    """A model file; `folder` is below `models/`, `file` is the last part of the address when not given."""
+
+    name: SafeName
+    url: WebAddress
+    folder: SafePath
+    file: SafeName | None = None
+    sha256: Sha256 | None = None
+    size: Bytes | None = None
+
+    @property
+    def filename(self) -> str:
+        """The name under which it is stored."""
+        return self.file or url_file(self.url)
+
+
+class Manifest(_Written, frozen=True):
+    """The whole manifest."""
+
+    schema: Annotated[Literal[1], msgspec.Meta(description="1, the schema that this comfypod reads")]
+    comfyui: ComfyUI
+    profiles: tuple[str, ...]
+    python: Python = Python()
+    jupyter: Jupyter = Jupyter()
+    node: tuple[Node, ...] = ()
+    model: tuple[Model, ...] = ()
+    settings: dict[str, str | int | bool] = {}
+
+
+def url_file(url: str) -> str:
+    """Return the last part of an address's path, without query and escapes; empty where there is none."""
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(url).path).rpartition("/")[2]

@@ -1,0 +1,1 @@
+from comfypod.host.ports import ensure_free as ensure_free

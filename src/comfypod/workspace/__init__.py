@@ -1,0 +1,1 @@
+"""What lives on the volume. Standard library only: boot runs from here."""

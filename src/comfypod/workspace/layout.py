@@ -1,0 +1,73 @@
+"""Where things are in a workspace; the one place that knows these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths below one workspace."""
+
+    root: Path
+
+    @property
+    def comfyui(self) -> Path:
+        """The live ComfyUI: core, and the user's `models custom_nodes input output user`."""
+        return self.root / "ComfyUI"
+
+    @property
+    def release_mark(self) -> Path:
+        """Says which release the core of `comfyui` is; part of the tree, so it is true or not there."""
+        return self.comfyui / ".comfypod-release.json"
+
+    @property
+    def logs(self) -> Path:
+        """`boot.log`, `comfyui.log`, `jupyter.log`."""
+        return self.root / "logs"
+
+    @property
+    def records(self) -> Path:
+        """What comfypod keeps about the volume."""
+        return self.root / ".comfypod"
+
+    @property
+    def state(self) -> Path:
+        """Schema, release and environment of the volume, and who wrote them."""
+        return self.records / "state.json"
+
+    @property
+    def staging(self) -> Path:
+        """Trees that are not in place yet; whatever a boot finds here is left over."""
+        return self.records / "staging"
+
+    @property
+    def token(self) -> Path:
+        """The login token, mode 0600."""
+        return self.records / "token"
+
+    @property
+    def jupyter_config(self) -> Path:
+        """JupyterLab's settings that must not stand on a command line, mode 0600."""
+        return self.records / "jupyter.json"
+
+    @property
+    def run_record(self) -> Path:
+        """The boot that runs now: pid, addresses, children."""
+        return self.records / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the boot that runs now."""
+        return self.records / "lock"
+
+    @property
+    def pod_file(self) -> Path:
+        """`pod.json` of the host engine."""
+        return self.records / "pod.json"
+
+    @property
+    def boot_output(self) -> Path:
+        """What a detached boot wrote to its standard streams."""
+        return self.records / "boot.out"

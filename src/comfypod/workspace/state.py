@@ -1,0 +1,72 @@
+"""`state.json`: which schema, release and environment the volume holds, and who wrote that."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from comfypod import __version__
+from comfypod.errors import StorageError
+from comfypod.files import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One record; `release` names the core on the volume, empty where the volume's ComfyUI is not ours."""
+
+    release: str
+    environment: str
+    mount: str
+    writer: str = __version__
+    schema: int = SCHEMA
+
+
+def read(path: Path) -> State | None:
+    """Read the record; None when there is none or it is damaged (it can be derived again).
+
+    Raises:
+        StorageError: a newer comfypod wrote it, so nothing here may be changed.
+    """
+    try:
+        body = json.loads(path.read_bytes())
+        schema = int(body["schema"])
+        if schema <= SCHEMA:
+            return State(body["release"], body["environment"], body["mount"], body["writer"], schema)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    raise StorageError(
+        f"{path.parent.parent} was written by comfypod {body.get('writer')} with schema {schema}; "
+        f"this one, {__version__}, knows up to {SCHEMA} and changes nothing",
+        "use an image or a comfypod at least as new, or another workspace",
+    )
+
+
+def write(path: Path, state: State) -> None:
+    """Replace the record durably, unless it says the same already."""
+    data = (json.dumps(asdict(state), indent=1, sort_keys=True) + "\n").encode()
+    try:
+        if path.read_bytes() == data:
+            return
+    except OSError:
+        pass
+    write_atomic(path, data, 0o644)
+
+
+def keep_token(path: Path) -> tuple[str, bool]:
+    """Return the workspace's login token and whether it was made now: 192 random bits, mode 0600."""
+    try:
+        token = path.read_text("ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        token = ""
+    if token:
+        return token, False
+    token = os.urandom(24).hex()
+    write_atomic(path, token.encode() + b"\n", 0o600)
+    return token, True

@@ -1,0 +1,139 @@
+"""Real `comfypod boot` processes for tests: start, look, signal, wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfypod import control
+from comfypod.workspace.layout import Layout
+from tests.kit import standin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def comfypod(
+    *arguments: str, env: dict[str, str] | None = None, seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run one `comfypod` command to its end, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "comfypod", *arguments],
+        capture_output=True, text=True, timeout=seconds, env={**os.environ, **(env or {})}, check=False,
+    )  # fmt: skip
+
+
+@dataclass
+class Site:
+    """A place for one pod: workspace, stand-in, ports."""
+
+    folder: Path
+    behaviour: standin.Orders = field(default_factory=standin.Orders)
+    port: int = field(default_factory=free_port)
+    control_port: int = field(default_factory=free_port)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tree = self.folder / "pristine"
+        if not self.tree.exists():
+            standin.tree(self.tree)
+        self.orders = standin.orders(self.folder, self.behaviour)
+        self.pod_file = standin.pod_file(self.folder, self.tree, **self.settings)
+        self.layout = Layout(self.folder / "workspace")
+
+    @property
+    def control(self) -> str:
+        return f"http://127.0.0.1:{self.control_port}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "STANDIN_ORDERS": str(self.orders)}
+
+    def obey(self, behaviour: standin.Orders) -> None:
+        """Give the stand-in new orders for its next start."""
+        standin.orders(self.folder, behaviour)
+
+    def arguments(self, *more: str) -> list[str]:
+        return [
+            "boot", "--pod", str(self.pod_file), "--workspace", str(self.layout.root),
+            "--port", str(self.port), "--control-port", str(self.control_port), *more,
+        ]  # fmt: skip
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Return what each start of the stand-in saw: pid, arguments, environment."""
+        path = self.folder / "starts"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@dataclass
+class Running:
+    """A boot that runs."""
+
+    site: Site
+    process: subprocess.Popen[str]
+
+    def status(self) -> dict[str, Any] | None:
+        return control.status(self.site.control)
+
+    def probe(self, path: str) -> tuple[int, str]:
+        answer = control.ask(self.site.control, path)
+        return (0, "") if answer is None else (answer[0], answer[1].decode().strip())
+
+    def wait_for(self, phase: str, seconds: float = 20.0) -> dict[str, Any]:
+        """Wait until `/status` shows a phase."""
+        deadline, seen = time.monotonic() + seconds, None
+        while time.monotonic() < deadline:
+            seen = self.status()
+            if seen is not None and seen["phase"] == phase:
+                return seen
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"never {phase}: {seen}; {self.process.poll()} {self.output_so_far()}")
+
+    def output_so_far(self) -> str:
+        return (self.site.folder / "boot.out").read_text()
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def booted(site: Site, *more: str, command: Sequence[str] = ("-m", "comfypod")) -> Iterator[Running]:
+    """Run boot; whatever the test leaves of it is killed at the end."""
+    with (site.folder / "boot.out").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, *site.arguments(*more)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True, env=site.environ, cwd=ROOT,
+        )  # fmt: skip
+        running = Running(site, process)
+        try:
+            yield running
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()

@@ -1,0 +1,236 @@
+"""The boot program as a real process around a stand-in ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod import proc
+from comfypod.workspace import run
+from tests.kit.pods import Site, booted, comfypod
+from tests.kit.standin import Orders
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_an_empty_workspace_becomes_a_ready_pod(site: Site) -> None:
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert [stage["state"] for stage in status["stages"]] == ["done"] * 5
+        assert status["services"][0]["state"] == "ready"
+        assert status["comfyui"] == {"version": "1", "queue_running": 0, "queue_pending": 2}
+        assert pod.probe("/livez") == (200, "live")
+        assert pod.probe("/startupz") == (200, "started")
+        assert pod.probe("/readyz") == (200, "ready")
+        assert pod.probe("/elsewhere")[0] == 404
+        assert (site.layout.comfyui / "link.py").is_symlink()
+        assert pod.stop() == 0
+    assert "ERROR" not in pod.output_so_far()
+    assert "WARNING" not in pod.output_so_far()
+
+
+def test_the_control_plane_answers_before_comfyui_does(tmp_path: Path) -> None:
+    with booted(Site(tmp_path, Orders(slow=2.0))) as pod:
+        status = pod.wait_for("starting")
+        assert status["reasons"] == ["comfyui is starting"]
+        assert pod.probe("/livez") == (200, "live")
+        assert pod.probe("/startupz") == (503, "starting")
+        assert pod.probe("/readyz") == (503, "starting")
+        pod.wait_for("ready")
+
+
+def test_a_second_boot_keeps_what_is_there(site: Site) -> None:
+    with booted(site) as pod:
+        pod.wait_for("ready")
+    mine = site.layout.comfyui / "output" / "mine.png"
+    mine.write_bytes(b"mine")
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+    assert status["stages"][0]["detail"] == "ComfyUI 1 is in place"
+    assert mine.read_bytes() == b"mine"
+
+
+def test_e1_comfyui_exits_at_start(tmp_path: Path) -> None:
+    site = Site(tmp_path, Orders(die=7))
+    with booted(site) as pod:
+        pod.wait_for("starting")
+        assert pod.probe("/livez") == (200, "live")
+        status = pod.wait_for("failed", 40)
+        assert status["reasons"] == ["comfyui was given up after it ended with 7"]
+        assert status["ready"] is False
+        assert pod.probe("/livez") == (200, "live")
+        assert pod.probe("/readyz") == (503, "failed")
+        starts = site.starts()
+        assert ["--disable-all-custom-nodes" in start["argv"] for start in starts] == [False] * 3 + [True] * 2
+        assert any(problem["code"] == "safe-mode" for problem in status["problems"])
+        assert pod.stop() == 7
+
+
+def test_safe_mode_saves_a_pod_from_a_broken_node(tmp_path: Path) -> None:
+    site = Site(tmp_path, Orders(die=3, heals_in_safe_mode=True))
+    with booted(site) as pod:
+        status = pod.wait_for("ready", 30)
+        assert status["services"][0]["safe_mode"] is True
+        assert status["services"][0]["restarts"] == 3
+        assert "without custom nodes" in " ".join(problem["message"] for problem in status["problems"])
+        assert pod.stop() == 0
+
+
+def test_on_failure_exit_ends_the_boot_with_comfyuis_code(tmp_path: Path) -> None:
+    site = Site(tmp_path, Orders(die=7), settings={"on_failure": "exit"})
+    with booted(site) as pod:
+        assert pod.process.wait(40) == 7
+    assert not site.layout.run_record.exists()
+
+
+def test_a_crash_after_ready_is_restarted(tmp_path: Path) -> None:
+    site = Site(tmp_path, Orders(die_later=0.3))
+    with booted(site) as pod:
+        pod.wait_for("ready")
+        site.obey(Orders())
+        deadline = time.monotonic() + 10
+        while len(site.starts()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        status = pod.wait_for("ready")
+        assert status["services"][0]["restarts"] == 1
+        assert "ended with 9" in status["problems"][0]["message"]
+        assert pod.stop() == 0
+
+
+@pytest.mark.slow
+def test_e4_comfyui_needs_long_to_start(tmp_path: Path) -> None:
+    """Ten seconds stand for three minutes: no wait in boot has a limit on the service's start."""
+    with booted(Site(tmp_path, Orders(slow=10.0))) as pod:
+        for _ in range(40):
+            assert pod.probe("/startupz") in ((503, "starting"), (503, "preparing"), (0, ""))
+            time.sleep(0.2)
+        pod.wait_for("ready")
+        assert pod.probe("/startupz") == (200, "started")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_e5_signal_when_idle(site: Site, signum: signal.Signals) -> None:
+    with booted(site) as pod:
+        pid = pod.wait_for("ready")["services"][0]["pid"]
+        began = time.monotonic()
+        assert pod.stop(signum) == 0
+        assert time.monotonic() - began < 4
+        assert "stand-in stopped server" in pod.output_so_far()
+        assert proc.start_ticks(pid) is None
+    assert run.read(site.layout.run_record) is None
+
+
+def test_e5_signal_while_stopping_shows_not_ready_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
+    site = Site(tmp_path, Orders(stubborn=True))
+    with booted(site, "--set", "stop_seconds=60") as pod:
+        pid = pod.wait_for("ready")["services"][0]["pid"]
+        pod.process.send_signal(signal.SIGTERM)
+        pod.wait_for("stopping")
+        assert pod.probe("/readyz") == (503, "stopping")
+        assert pod.probe("/livez") == (200, "live")
+        began = time.monotonic()
+        pod.stop()
+        assert time.monotonic() - began < 2
+        assert proc.start_ticks(pid) is None
+
+
+def test_a_child_deaf_to_signals_is_killed_in_its_time(tmp_path: Path) -> None:
+    with booted(Site(tmp_path, Orders(stubborn=True)), "--set", "stop_seconds=1") as pod:
+        pod.wait_for("ready")
+        began = time.monotonic()
+        assert pod.stop() == 0
+        assert 0.9 < time.monotonic() - began < 4
+
+
+def test_two_boots_on_one_workspace(tmp_path: Path) -> None:
+    first = Site(tmp_path)
+    with booted(first) as pod:
+        pod.wait_for("ready")
+        second = Site(tmp_path)
+        done = comfypod(*second.arguments(), env={"STANDIN_ORDERS": str(second.orders), "COMFYPOD_ON_FAILURE": "exit"})
+        assert done.returncode == 9
+        assert f"in use by the pod with pid {pod.process.pid}" in done.stdout
+        assert "comfypod down" in done.stdout
+        assert run.running(first.layout.run_record) is not None
+        assert pod.probe("/readyz") == (200, "ready")
+
+
+@pytest.mark.parametrize("which", ["port", "control_port"])
+def test_a_busy_port_is_named(site: Site, which: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", getattr(site, which)))
+        holder.listen()
+        done = comfypod(*site.arguments("--set", "on_failure=exit"), env={"STANDIN_ORDERS": str(site.orders)})
+    assert done.returncode == 9
+    assert str(getattr(site, which)) in done.stdout
+    assert f"--{which.replace('_', '-')}" in done.stdout
+    assert not site.starts()
+
+
+def test_what_a_killed_boot_left_running_is_ended_by_the_next(site: Site) -> None:
+    with booted(site) as pod:
+        orphan = pod.wait_for("ready")["services"][0]["pid"]
+        pod.process.kill()
+        pod.process.wait()
+        assert proc.start_ticks(orphan) is not None
+        with booted(site) as again:
+            status = again.wait_for("ready")
+            assert status["services"][0]["pid"] != orphan
+            assert "ended what a killed boot left running: comfyui" in again.output_so_far()
+            assert proc.start_ticks(orphan) is None
+
+
+def test_a_volume_of_someone_elses_is_used_in_place(site: Site) -> None:
+    foreign = site.layout.comfyui
+    (foreign / "models").mkdir(parents=True)
+    (foreign / "main.py").write_text("raise SystemExit('theirs')")
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert status["workspace"]["persist"] == "link"
+        start = site.starts()[0]
+        assert start["argv"][start["argv"].index("--base-directory") + 1] == str(foreign)
+    assert (foreign / "main.py").read_text() == "raise SystemExit('theirs')"
+
+
+def test_b5_a_volume_of_a_newer_schema_is_not_touched(site: Site) -> None:
+    site.layout.records.mkdir(parents=True)
+    site.layout.state.write_text(json.dumps({"schema": 99, "writer": "9.0"}))
+    done = comfypod(*site.arguments("--set", "on_failure=exit"), env={"STANDIN_ORDERS": str(site.orders)})
+    assert done.returncode == 8
+    assert "was written by comfypod 9.0 with schema 99" in done.stdout
+    assert not site.layout.comfyui.exists()
+
+
+def test_no_secret_of_ours_reaches_comfyui_or_a_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = "canary-7f3a"
+    monkeypatch.setenv("COMFYPOD_TOKEN", canary)
+    monkeypatch.setenv("JUPYTER_PASSWORD", canary + "p")
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+    assert canary not in json.dumps(site.starts())
+    assert canary not in json.dumps(status)
+    assert canary not in pod.output_so_far()
+    for log in site.layout.logs.iterdir():
+        assert canary not in log.read_text()
+
+
+def test_boot_imports_the_standard_library_alone() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'src'); import comfypod.boot.main, comfypod.cli;"
+        "print([name for name, module in sys.modules.items() if 'site-packages' in (getattr(module, '__file__', '') or '')])"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comfypod.boot.logfile import LogFile, tail
+from tests.kit.disks import tmpfs
+
+
+def test_logs_rotate_by_size_and_keep_a_few(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "logs" / "x.log", limit=100, kept=2)
+    for number in range(40):
+        log.write(f"line {number:02}\n".encode())
+    log.close()
+    files = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert files == ["x.log", "x.log.1", "x.log.2"]
+    assert all(path.stat().st_size <= 100 for path in (tmp_path / "logs").iterdir())
+    assert tail(log.path, 1) == ["line 39"]
+
+
+def test_a_log_goes_on_where_the_last_boot_left_it(tmp_path: Path) -> None:
+    for word in (b"one\n", b"two\n"):
+        log = LogFile(tmp_path / "x.log")
+        log.write(word)
+        log.close()
+    assert tail(tmp_path / "x.log", 5) == ["one", "two"]
+
+
+@pytest.mark.root
+def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "small", megabytes=1):
+        log = LogFile(tmp_path / "small" / "x.log")
+        for _ in range(30):
+            log.write(bytes(100_000))
+        log.close()
+        assert log.lost
+
+
+def test_the_tail_of_a_missing_log_is_empty(tmp_path: Path) -> None:
+    assert tail(tmp_path / "none", 3) == []

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfypod.boot.policy import Limits
+from comfypod.boot.process import MOVES, State, Supervised
+from comfypod.boot.services import Service
+
+
+def _service(*argv: str) -> Service:
+    return Service(
+        name="x", argv=argv, safe_argv=argv, env={}, cwd=Path("/"), host="127.0.0.1", port=9, path="/",
+        critical=True, limits=Limits(quick_deaths=1), stop_seconds=1,
+    )  # fmt: skip
+
+
+def test_every_state_can_be_reached_and_left() -> None:
+    reached = {state for targets in MOVES.values() for state in targets}
+    assert reached == set(State)
+    assert all(MOVES[state] for state in State)
+
+
+@given(st.lists(st.sampled_from(list(State)), max_size=20))
+def test_a_move_that_is_not_in_the_table_is_an_assertion(wanted: list[State]) -> None:
+    supervised = Supervised(_service("true"), lambda _: None, lambda _: None)
+    for state in wanted:
+        if state in MOVES[supervised.state]:
+            supervised._move(state)
+            assert supervised.state is state
+        else:
+            with pytest.raises(AssertionError):
+                supervised._move(state)
+
+
+def test_a_child_that_exited_7_is_reported_as_7() -> None:
+    async def scenario() -> Supervised:
+        supervised = Supervised(_service(sys.executable, "-c", "raise SystemExit(7)"), lambda _: None, lambda _: None)
+        await supervised.run()
+        return supervised
+
+    supervised = asyncio.run(scenario())
+    assert (supervised.state, supervised.last_exit, supervised.failure_code) == (State.FAILED, 7, 7)
+
+
+def test_a_missing_program_is_a_failure_and_not_a_traceback() -> None:
+    said: list[bytes] = []
+
+    async def scenario() -> Supervised:
+        supervised = Supervised(_service("/no/such/program"), said.append, lambda _: None)
+        await supervised.run()
+        return supervised
+
+    assert asyncio.run(scenario()).last_exit == 127
+    assert said == [b"cannot run /no/such/program: No such file or directory\n"]

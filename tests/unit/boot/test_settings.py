@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfypod.boot.settings import TABLE, resolve, secret_variables
+from comfypod.errors import UsageError
+
+
+def test_later_layers_win_and_origins_say_which(tmp_path: Path) -> None:
+    (tmp_path / "comfypod.toml").write_text("[settings]\nport = 4\njupyter_port = 4\ncontrol_port = 4\n")
+    built = {"workspace": str(tmp_path), "stop_seconds": "3", "port": "3"}
+    environ = {"COMFYPOD_JUPYTER_PORT": "5", "COMFYPOD_CONTROL_PORT": "5"}
+    settings = resolve(built, environ, {"control_port": "6"})
+    assert (settings.stop_seconds, settings.port, settings.jupyter_port, settings.control_port) == (3, 4, 5, 6)
+    names = ("listen", "stop_seconds", "port", "jupyter_port", "control_port")
+    origins = [settings.origins[name] for name in names]
+    assert origins == ["default", "pod.json", "comfypod.toml", "environment", "command line"]
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "null", "None", "NULL", "undefined"])
+def test_g3_a_blank_token_counts_as_not_given(blank: str) -> None:
+    settings = resolve({}, {"COMFYPOD_TOKEN": blank, "JUPYTER_TOKEN": blank, "JUPYTER_PASSWORD": blank}, {})
+    assert (settings.token, settings.jupyter_password) == ("", "")
+    assert settings.origins["token"] == "default"
+
+
+def test_a_secret_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret\n")
+    settings = resolve({}, {"COMFYPOD_TOKEN_FILE": str(tmp_path / "secret")}, {})
+    assert settings.token == "s3cret"
+    assert "s3cret" not in str(settings.shown())
+    assert settings.shown()["token"] == {"value": "given", "origin": "environment"}
+
+
+def test_names_that_users_know_keep_working() -> None:
+    assert resolve({}, {"JUPYTER_TOKEN": "old"}, {}).token == "old"
+    assert resolve({}, {"JUPYTER_TOKEN": "old", "COMFYPOD_TOKEN": "new"}, {}).token == "new"
+
+
+def test_comfyui_without_a_login_is_not_opened_by_accident() -> None:
+    with pytest.raises(UsageError, match="no login of its own"):
+        resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0"}, {})
+    opened = resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0", "COMFYPOD_AUTH": "none"}, {})
+    assert opened.listen == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("COMFYPOD_PORT", "80x", "COMFYPOD_PORT (environment) is '80x'"),
+        ("COMFYPOD_PORT", "70000", "1 to 65535"),
+        ("COMFYPOD_JUPYTER", "maybe", "`on` or `off`"),
+        ("COMFYPOD_COMFYUI_ARGS", "--port 9", "use the setting `port`"),
+        ("COMFYPOD_COMFYUI_ARGS", "--listen=0.0.0.0", "use the setting `listen`"),
+        ("COMFYPOD_COMFYUI_ARGS", "'open", "No closing quotation"),
+        ("COMFYPOD_STOP_SECONDS", "-1", "number of seconds"),
+    ],
+)
+def test_a_bad_value_names_itself_and_its_origin(name: str, value: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve({}, {name: value}, {})
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["[settings]\nport = 'x'\n", "[settings", "settings = 3", "[settings]\nprot = 1\n"])
+def test_a_broken_workspace_file_is_reported_and_left_out(tmp_path: Path, text: str) -> None:
+    (tmp_path / "comfypod.toml").write_text(text)
+    settings = resolve({"workspace": str(tmp_path)}, {}, {})
+    assert settings.port == 8188
+    assert [problem.code for problem in settings.problems] == ["settings"]
+    assert str(tmp_path / "comfypod.toml") in settings.problems[0].message
+
+
+def test_every_secret_is_hidden_with_its_file_form() -> None:
+    assert {"COMFYPOD_TOKEN", "COMFYPOD_TOKEN_FILE", "JUPYTER_TOKEN", "JUPYTER_PASSWORD"} <= secret_variables()
+
+
+@given(st.dictionaries(st.sampled_from([row.variables[0] for row in TABLE]), st.text(max_size=20)))
+def test_any_environment_resolves_or_is_refused_in_words(environ: dict[str, str]) -> None:
+    environ.pop("COMFYPOD_WORKSPACE", None)
+    try:
+        settings = resolve({"workspace": "/nowhere"}, environ, {})
+    except UsageError as error:
+        assert error.message
+        assert error.hint
+    else:
+        assert isinstance(settings.workspace, Path)
+        assert set(settings.origins) == {row.name for row in TABLE}

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfypod.errors import ManifestError, Problem, UsageError
+from comfypod.lock.schema import GitSource, SdistSource
+from comfypod.manifest.load import default_text, load_manifest, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MINIMAL = 'schema = 1\nprofiles = ["cpu"]\n[comfyui]\nversion = "0.30.0"\n'
+MODEL = '[[model]]\nname = "m"\nurl = "https://example.com/a/b.safetensors?x=1"\nfolder = "checkpoints"\n'
+
+
+def problems_of(text: str) -> tuple[Problem, ...]:
+    with pytest.raises(ManifestError) as caught:
+        parse(text, "m.toml")
+    return caught.value.problems
+
+
+def test_the_package_comes_with_a_manifest_of_all_profiles() -> None:
+    manifest = load_manifest(None)
+    assert manifest.profiles == ("4090", "5090", "cpu")
+    assert manifest.comfyui.version == "0.30.0"
+    assert manifest.jupyter.packages == ("jupyterlab",)
+
+
+def test_the_commented_examples_of_the_default_manifest_are_valid() -> None:
+    lines = default_text().splitlines()
+    bare = [line.removeprefix("# ") for line in lines if not line.startswith("# ") or "=" in line or "[[" in line]
+    text = "\n".join(line for line in bare if line != "#" and "`" not in line)
+    text = text.replace('sha256 = "..."', f'sha256 = "{"0" * 64}"').replace("[settings]\n", "")
+    manifest = parse(text, "default")
+    assert [node.name for node in manifest.node] == ["my-nodes"]
+    assert [model.filename for model in manifest.model] == ["mine.safetensors"]
+    assert isinstance(manifest.comfyui.source[0], GitSource)
+
+
+def test_every_table_is_read() -> None:
+    text = MINIMAL + (
+        f'[[comfyui.source]]\nkind = "sdist"\npackage = "p"\nversion = "1"\nsha256 = "{"a" * 64}"\nsubdir = "v/C"\n'
+        '[python]\npackages = ["six"]\nconstraints = ["numpy<3"]\n[settings]\npersist = "move"\ndrain = 3\nx = true\n'
+        '[[node]]\nname = "n"\ngit = "https://example.com/n.git"\nref = "v1"\n' + MODEL
+    )
+    manifest = parse(text, "m")
+    assert manifest.comfyui.source == (SdistSource("p", "1", "a" * 64, "v/C"),)
+    assert manifest.python.constraints == ("numpy<3",)
+    assert manifest.settings == {"persist": "move", "drain": 3, "x": True}
+    assert manifest.model[0].filename == "b.safetensors"
+
+
+def test_all_problems_are_reported_together_in_the_order_of_lines() -> None:
+    found = problems_of(
+        'schema = 2\nprofiles = ["4091"]\ncolour = 1\n[comfyui]\nverison = "0.30.0"\n[settings]\nx = 1.5\n'
+    )
+    places = [problem.message.split(": ")[0] + " " + problem.message.split(": ")[1] for problem in found]
+    assert places == [
+        "m.toml:1 schema", "m.toml:2 profiles[0]", "m.toml:3 colour", "m.toml:4 comfyui",
+        "m.toml:5 comfyui.verison", "m.toml:7 settings.x",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (MINIMAL + "[pyhton]\n", "m.toml:5: pyhton: there is no such key", "did you mean 'python'?"),
+        (MINIMAL.replace("cpu", "5091"), "m.toml:2: profiles[0]: there is no profile '5091'", "did you mean '5090'?"),
+        (MINIMAL.replace("cpu", "CPU"), "m.toml:2: profiles[0]: there is no profile 'CPU'", "did you mean 'cpu'?"),
+        (MINIMAL.replace('["cpu"]', "[]"), "m.toml:2: profiles: at least one profile is needed", "known are"),
+        (MINIMAL + "[[comfyui.source]]\nkind = 'gti'\n", "m.toml:6: comfyui.source[0].kind: 'gti'", "kinds are: git"),
+        (MINIMAL + "[python]\npackages = ['-r x']\n", "m.toml:6: python.packages[0]: '-r x' is not a requ", ""),
+    ],
+)
+def test_a_problem_names_its_line_and_what_was_probably_meant(text: str, message: str, hint: str) -> None:
+    (problem,) = problems_of(text)
+    assert problem.message.startswith(message)
+    assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('name = "m"', 'name = "../m"'),
+        ('folder = "checkpoints"', 'folder = "../checkpoints"'),
+        ('folder = "checkpoints"', 'folder = "/checkpoints"'),
+        ('folder = "checkpoints"', 'folder = "a/../../b"'),
+        ('folder = "checkpoints"', 'folder = ""'),
+        ('folder = "checkpoints"', 'folder = "a\\\\..\\\\b"'),
+        ('folder = "checkpoints"', 'folder = "loras"\nfile = "../x"'),
+        ('folder = "checkpoints"', 'folder = "loras"\nfile = ".."'),
+        ("b.safetensors?x=1", "%2e%2e"),
+        ("b.safetensors?x=1", ""),
+        ("https://", "ftp://"),
+    ],
+)
+def test_g8_names_that_could_leave_their_folder_are_refused(change: tuple[str, str]) -> None:
+    assert change[0] in MODEL
+    assert len(problems_of(MINIMAL + MODEL.replace(*change))) == 1
+
+
+def test_names_that_are_there_twice_are_refused_whatever_their_case() -> None:
+    node = '[[node]]\nname = "{}"\ngit = "https://example.com/n.git"\nref = "v1"\n'
+    found = problems_of(MINIMAL.replace('"cpu"', '"cpu", "cpu"') + node.format("N") + node.format("n") + MODEL + MODEL)
+    assert [problem.message.split(": ", 2)[1] for problem in found] == [
+        "profiles[1]",
+        "node[1]",
+        "model[1]",
+        "model[1]",
+    ]
+
+
+@pytest.mark.parametrize(("text", "line"), [('schema = 1\nx = "\n', 2), ("a = 1\n\na = 2\n", 3), ("x = [1,\n", 2)])
+def test_a_syntax_error_names_its_line(text: str, line: int) -> None:
+    (problem,) = problems_of(text)
+    assert problem.message.startswith(f"m.toml:{line}")
+
+
+def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read"):
+        load_manifest(tmp_path / "missing.toml")
+    (tmp_path / "latin.toml").write_bytes(b"x = '\xe9'")
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        load_manifest(tmp_path / "latin.toml")
+
+
+JSON = st.recursive(
+    st.booleans() | st.integers(-9, 9) | st.sampled_from(["", "cpu", "../x", "git", "0.30.0"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["name", "kind", "version", "source", "packages", "url", "q"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["schema", "comfyui", "profiles", "python", "node", "model", "zz"]), JSON))
+def test_any_document_is_either_a_manifest_or_a_list_of_problems(body: dict[str, object]) -> None:
+    text = "".join(f"{key} = {_toml(value)}\n" for key, value in body.items())
+    found: tuple[Problem, ...] = ()
+    try:
+        parse(text, "m")
+    except ManifestError as error:
+        found = error.problems
+    assert found or {"schema", "comfyui", "profiles"} <= body.keys()
+    assert all(problem.message.startswith("m:") for problem in found)
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case dict():
+            return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case str():
+            return f'"{value}"'
+        case _:
+            return str(value)
