@@ -139,7 +139,9 @@ def _addresses(parser: argparse.ArgumentParser) -> None:
 
 def _choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="auto", help="auto, or one of the profiles in docs/profiles.md")
-    parser.add_argument("--lock", type=Path, metavar="FILE", help="a comfypod.lock (default: ./comfypod.lock, then ours)")
+    parser.add_argument(
+        "--lock", type=Path, metavar="FILE", help="a comfypod.lock (default: ./comfypod.lock, then ours)"
+    )
 
 
 def _add_up(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

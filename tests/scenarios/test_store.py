@@ -37,6 +37,7 @@ def build(building):
 Store(Path(sys.argv[1])).ensure("tree", "1-a", build, console=Console(quiet=True))
 """
 _PREPARE = """
+import signal
 import sys
 from pathlib import Path
 from comfypod.host.prepare import prepare
@@ -44,6 +45,7 @@ from comfypod.lock.schema import decode
 from comfypod.log import Console
 from comfypod.manifest.profiles import profile
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 data, lock = Path(sys.argv[1]), decode(Path(sys.argv[2]).read_bytes(), "lock")
 prepare(lock, profile("cpu"), "x86_64", data=data, base=data, offline=False, jupyter=False, console=Console())
 """

@@ -150,7 +150,10 @@ def test_jupyterlab_without_its_program_is_not_believed(tmp_path: Path, wheels: 
         _prepare(lock, tmp_path / "data")
 
 
-def test_a_package_that_the_index_lacks_is_quoted_from_uv(tmp_path: Path, wheels: Path) -> None:
+def test_a_package_that_the_index_lacks_is_quoted_from_uv(
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_OFFLINE")
     lock = tiny.lock(tiny.tree(tmp_path / "source"), tiny.wheel(wheels, "gone"))
     (wheels / "gone-1.0-py3-none-any.whl").unlink()
     with pytest.raises(InstallError, match=r"uv failed: No solution found .*gone"):
