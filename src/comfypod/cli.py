@@ -160,14 +160,13 @@ def _add_up(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = _verb(verbs, "doctor", "examine this machine, and say what each finding means for `up`")
     _addresses(doctor)
-    doctor.add_argument(
-        "--lock", type=Path, metavar="FILE", help="a comfypod.lock (default: ./comfypod.lock, then ours)"
-    )
+    _choice(doctor)
 
 
 def _add_lock(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     lock = _verb(verbs, "lock", "resolve comfypod.toml into comfypod.lock")
     lock.add_argument("--manifest", type=Path, metavar="FILE", help="a comfypod.toml (default: ./comfypod.toml)")
+    lock.add_argument("--init", action="store_true", help="only write a comfypod.toml and its lock to begin with")
     lock.add_argument("--check", action="store_true", help="change nothing; fail when the lock is out of step")
     lock.add_argument(
         "--upgrade", nargs="*", metavar="NAME", help="take newer versions of these, or of all when none is named"
@@ -290,8 +289,10 @@ def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Re
 
 
 def _lock(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
-    from comfypod.lock.command import lock_command
+    from comfypod.lock.command import init_command, lock_command
 
+    if options.init:
+        return init_command(Path.cwd())
     return lock_command(options.manifest, check=options.check, upgrade=options.upgrade, console=console)
 
 

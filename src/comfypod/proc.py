@@ -120,8 +120,8 @@ def replace(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
 
 
 def detach(argv: Sequence[str], output: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own that outlives us; both streams go to the file `output`."""
-    with output.open("wb") as sink:
+    """Start a program in a session of its own that outlives us; both streams go to the file `output`, mode 0600."""
+    with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as sink:
         return subprocess.Popen(
             list(argv), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
             env=None if env is None else dict(env), start_new_session=True,
