@@ -209,10 +209,14 @@ def _boot(options: argparse.Namespace, extra: Sequence[str], console: Console, b
     from comfypod.boot.main import boot
 
     try:
-        return boot(options.pod, _arguments(options, extra), console, begun)
+        result = boot(options.pod, _arguments(options, extra), console, begun)
     except ComfypodError as error:
-        console.render(failure("boot", error))
-        return error.exit_code
+        result = failure("boot", error)
+        if not options.json:
+            console.render(result)
+    if options.json:
+        console.render(result)
+    return result.exit_code
 
 
 def _layout(options: argparse.Namespace) -> Layout:

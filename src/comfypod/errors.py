@@ -157,6 +157,14 @@ class HostError(ComfypodError):
     meaning = "this machine lacks what the command needs (GPU, driver, engine, program)"
 
 
+def error_of(problem: Problem) -> ComfypodError:
+    """Return the error of the family that a problem's code names."""
+    for family in ComfypodError.__subclasses__():
+        if family.code == problem.code:
+            return family(problem.message, problem.hint)
+    return ComfypodError(problem.message, problem.hint)
+
+
 def exit_code_table() -> tuple[tuple[int, str, str], ...]:
     """Return (exit code, error code, meaning) of every family, for the docs and `--help`."""
     families: list[type[ComfypodError]] = [ComfypodError, *ComfypodError.__subclasses__()]

@@ -1,1 +1,100 @@
-from comfypod.host.ports import ensure_free as ensure_free
+"""Whether the ports that `up` wants are free, and who holds those that are not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfypod.errors import BusyError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_LISTENING = "0A"
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A port that is taken: the option that changes it, and its holder as "name (pid N)" where that is known."""
+
+    option: str
+    port: int
+    holder: str
+
+    def __str__(self) -> str:
+        """Say it as part of a sentence."""
+        return f"port {self.port} is in use by {self.holder or 'another process'}"
+
+
+def ensure_free(listen: str, ports: Mapping[str, int]) -> None:
+    """Check that ports can be opened on an address; `ports` is by the option that sets each, such as "--port".
+
+    Raises:
+        BusyError: some are taken; all of them are named.
+        UsageError: the address is not this machine's, a port may not be opened, or two options name one port.
+    """
+    twice = {port for port in ports.values() if port and list(ports.values()).count(port) > 1}
+    if twice:
+        options = " and ".join(option for option, port in ports.items() if port in twice)
+        raise UsageError(f"{options} both name port {min(twice)}", "give each a port of its own")
+    taken = busy(listen, ports)
+    if taken:
+        options = " or ".join(entry.option for entry in taken)
+        raise BusyError("; ".join(map(str, taken)), f"stop what holds it, or choose another port with {options}")
+
+
+def busy(listen: str, ports: Mapping[str, int]) -> tuple[Busy, ...]:
+    """Return the ports that are taken on an address; port 0 is always free.
+
+    Raises:
+        UsageError: the address is not this machine's, or a port may not be opened.
+    """
+    taken = {option: port for option, port in ports.items() if port and not _opens(listen, port, option)}
+    holders = _holders(set(taken.values())) if taken else {}
+    return tuple(Busy(option, port, holders.get(port, "")) for option, port in taken.items())
+
+
+def _opens(listen: str, port: int, option: str) -> bool:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(listen, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: connections in TIME_WAIT do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except socket.gaierror as error:
+        raise UsageError(f"--listen {listen}: {error.strerror}", "give an address of this machine") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UsageError(f"port {port} may not be opened by this user", f"choose another with {option}") from error
+        raise UsageError(f"--listen {listen}: {error.strerror}", "give an address of this machine") from error
+    return True
+
+
+def _holders(ports: set[int]) -> dict[int, str]:
+    sockets = dict(_listening(ports))
+    found: dict[int, str] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        # Other users' processes are closed to us, and any may end while we look.
+        with contextlib.suppress(OSError):
+            for handle in (process / "fd").iterdir():
+                port = sockets.get(str(handle.readlink()))
+                if port is not None:
+                    found.setdefault(port, f"{(process / 'comm').read_text().strip()} (pid {process.name})")
+    return found
+
+
+def _listening(ports: set[int]) -> Iterator[tuple[str, int]]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for row in Path(table).read_text("ascii").splitlines()[1:]:
+                fields = row.split()
+                port = int(fields[1].rpartition(":")[2], 16)
+                if fields[3] == _LISTENING and port in ports:
+                    yield f"socket:[{fields[9]}]", port

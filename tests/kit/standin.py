@@ -40,7 +40,8 @@ if orders["die"] is not None and not (nodes_off and orders["heals_in_safe_mode"]
 
 class Routes(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = {"/system_stats": {"system": {}}, "/queue": {"queue_running": [], "queue_pending": [1, 2]}}.get(self.path)
+        queue = {"queue_running": [], "queue_pending": [1, 2]}
+        body = {"/system_stats": {"system": {}}, "/queue": queue}.get(self.path)
         if orders["mute"]:
             time.sleep(3600)
         data = json.dumps(body).encode()

@@ -230,7 +230,8 @@ def test_no_secret_of_ours_reaches_comfyui_or_a_log(site: Site, monkeypatch: pyt
 def test_boot_imports_the_standard_library_alone() -> None:
     code = (
         "import sys; sys.path.insert(0, 'src'); import comfypod.boot.main, comfypod.cli;"
-        "print([name for name, module in sys.modules.items() if 'site-packages' in (getattr(module, '__file__', '') or '')])"
+        "files = [getattr(module, '__file__', None) or '' for module in sys.modules.values()];"
+        "print([file for file in files if 'site-packages' in file])"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ def _contents(root: Path) -> dict[str, str]:
             continue
         name = str(path.relative_to(root))
         if path.is_symlink():
-            found[name] = f"link {os.readlink(path)}"
+            found[name] = f"link {path.readlink()}"
         elif path.is_dir():
             found[name] = "folder"
         else:

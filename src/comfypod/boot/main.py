@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from comfypod.log import Console
+    from comfypod.result import Result
 
 
-def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: float) -> int:
-    """Run the pod of a `pod.json` until it is stopped; return its exit code.
+def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: float) -> Result:
+    """Run the pod of a `pod.json` until it is stopped; return how it ended.
 
     Raises:
         UsageError: `pod.json` or a setting cannot be used.
@@ -27,7 +28,7 @@ def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: 
     pod = podfile.load(pod_path)
     settings = resolve(pod.settings, os.environ, arguments)
 
-    async def supervise() -> int:
+    async def supervise() -> Result:
         return await Supervisor(pod, settings, console, begun).run()
 
     return asyncio.run(supervise())

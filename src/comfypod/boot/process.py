@@ -73,8 +73,11 @@ class Supervised:
 
     @property
     def failure_code(self) -> int:
-        """Exit code of the last run when it failed and none since became ready, else 0."""
-        return exit_code(self.last_exit) if self.last_exit else 0
+        """Exit code of the last run when it ended by itself and none since became ready, else 0.
+
+        Ending by itself with 0 is a failure too for a program that should serve; it counts as 1.
+        """
+        return 0 if self.last_exit is None else exit_code(self.last_exit) or 1
 
     def _move(self, state: State) -> None:
         assert state in MOVES[self.state], f"{self.service.name}: {self.state} -> {state}"  # noqa: S101

@@ -16,8 +16,9 @@ from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES, Context, Stage, StageCancelledError
-from comfypod.errors import BusyError, ComfypodError, Problem
+from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError
 from comfypod.files import FolderLock
+from comfypod.result import Result, failure
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 
@@ -39,7 +40,7 @@ class Supervisor:
         self._layout = layout
         self._stop = asyncio.Event()
         self._signals = 0
-        self._exit_code = 0
+        self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
         lock = FolderLock(layout.lock)
@@ -47,8 +48,8 @@ class Supervisor:
         for problem in settings.problems:
             self._report(problem)
 
-    async def run(self) -> int:
-        """Boot, supervise, stop; return the exit code of the pod.
+    async def run(self) -> Result:
+        """Boot, supervise, stop; return how it ended. The exit code is ComfyUI's last failure where it had one.
 
         Raises:
             BusyError: the control port is taken.
@@ -71,7 +72,15 @@ class Supervisor:
         await self._stop_services()
         server.close()
         self._clean_up()
-        return self._exit_code or max((service.failure_code for service in self._critical()), default=0)
+        return self._result()
+
+    def _result(self) -> Result:
+        if self._failure is not None:
+            return failure("boot", self._failure)
+        failed = [service for service in self._critical() if service.failure_code]
+        problems = tuple(Problem(ServiceError.code, sentence(service)) for service in failed)
+        code = failed[0].failure_code if failed else 0
+        return Result("boot", status="error" if failed else "success", exit_code=code, errors=problems)
 
     def _critical(self) -> list[Supervised]:
         return [service for service in self.health.services if service.service.critical]
@@ -125,7 +134,7 @@ class Supervisor:
 
     def _fail(self, error: ComfypodError) -> None:
         self.health.failed = error.message
-        self._exit_code = error.exit_code
+        self._failure = error
         if self._settings.on_failure == "exit":
             self._stop.set()
         elif self._context.token:
@@ -176,16 +185,15 @@ class Supervisor:
             self._record()
         name, attempts = service.service.name, service.attempts
         if service.state is State.WAITING:
-            code = "comfyui" if service.service.critical else name
-            self._report(Problem(code, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
+            self._report(Problem(name, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
             if attempts.safe_mode and attempts.quick == 0:
                 self._report(_safe_mode_problem(name))
         elif service.state is State.FAILED:
-            self._report(Problem("comfyui" if service.service.critical else name, sentence(service), "see its log"))
+            self._report(Problem(name, sentence(service), f"see {self._layout.logs / name}.log"))
             if service.service.critical and self._settings.on_failure == "exit":
                 self._stop.set()
         elif service.state is State.DEGRADED:
-            self._report(Problem("comfyui", sentence(service), "`comfypod logs` shows what it is doing"))
+            self._report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
         elif service.state is State.READY and self.health.mark_ready():
             self._announce()
 

@@ -13,12 +13,12 @@ from comfypod import fetch, files, proc
 from comfypod.errors import ComfypodError, HostError, Problem, SourceError, UsageError
 from comfypod.host import gpu
 from comfypod.host.environment import find_uv
-from comfypod.host.ports import busy
 from comfypod.host.prepare import missing, needs
 from comfypod.lock.sources import index_url
 from comfypod.log import human_bytes
 from comfypod.manifest.profiles import load_profiles
 from comfypod.manifest.profiles import profile as profile_named
+from comfypod.ports import busy
 from comfypod.result import Result
 
 if TYPE_CHECKING:
@@ -145,19 +145,15 @@ def _store(lock: Lock | None, profile: str, data: Path, *, jupyter: bool) -> tup
 
 
 def _disks(data: Path, workspace: Path, todo: tuple[Need, ...], lock: Lock | None) -> list[Finding]:
-    seeded = (workspace / "ComfyUI").exists() or lock is None
-    store = (sum(need.bytes for need in todo), sum(need.inodes for need in todo))
-    space = (_WORKSPACE_SPARE, 0) if seeded or lock is None else (
-        _WORKSPACE_SPARE + lock.comfyui.bytes * 2, lock.comfyui.files * 3
-    )  # fmt: skip
-    places = [("workspace disk", workspace, space)]
-    if lock is not None and _same_disk(data, workspace):
-        places = [("disk", workspace, (store[0] + space[0], store[1] + space[1]))]
-        if not os.access(files.nearest_folder(data), os.W_OK):
-            places.append(("data disk", data, store))
-    elif lock is not None:
-        places.insert(0, ("data disk", data, store))
-    return [_disk(name, path, *need) for name, path, need in places]
+    space, inodes = _WORKSPACE_SPARE, 0
+    if lock is None:
+        return [_disk("workspace disk", workspace, space, inodes)]
+    if not (workspace / "ComfyUI").exists():
+        space, inodes = space + lock.comfyui.bytes * 2, lock.comfyui.files * 3
+    store, store_inodes = sum(need.bytes for need in todo), sum(need.inodes for need in todo)
+    if _same_disk(data, workspace) and os.access(files.nearest_folder(data), os.W_OK):
+        return [_disk("disk", workspace, store + space, store_inodes + inodes)]
+    return [_disk("data disk", data, store, store_inodes), _disk("workspace disk", workspace, space, inodes)]
 
 
 def _same_disk(one: Path, other: Path) -> bool:
@@ -234,7 +230,9 @@ def _uv() -> Finding:
         done = proc.run((find_uv(), "--version"), seconds=_PROGRAM_SECONDS)
     except HostError as error:
         return Finding("uv", "problem", error.message, error.hint)
-    return Finding("uv", "ok" if done.ok else "problem", done.stdout.strip() or "does not run", "install uv again")
+    if not done.ok:
+        return Finding("uv", "problem", "does not run", "install comfypod again, or `pip install uv`")
+    return Finding("uv", "ok", done.stdout.strip())
 
 
 def _git(*, fetching: bool) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import json
 import os
 import platform
 import signal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from comfypod import control, errors, files, ports, proc
 from comfypod.boot.logfile import tail
 from comfypod.boot.settings import Settings, resolve
-from comfypod.errors import BusyError, ComfypodError, NotReadyError, ServiceError
+from comfypod.errors import BusyError, ComfypodError, NotReadyError, Problem, ServiceError, error_of
 from comfypod.host.gpu import choose, probe
 from comfypod.host.prepare import prepare
 from comfypod.host.store import data_folder
@@ -71,7 +72,7 @@ def up(options: Options, console: Console) -> Result:
     )  # fmt: skip
     pod = pod.with_settings({**default_settings(), **pod.settings})
     _write_pod_file(layout, pod)
-    argv = _boot_command(layout.pod_file, options.arguments)
+    argv = _boot_command(layout.pod_file, options.arguments, json_end=options.detach)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     if not options.detach:
         proc.replace(argv, environ)
@@ -115,11 +116,11 @@ def _write_pod_file(layout: Layout, pod: PodFile) -> None:
         lock.release()
 
 
-def _boot_command(pod_file: Path, arguments: Mapping[str, str]) -> list[str]:
+def _boot_command(pod_file: Path, arguments: Mapping[str, str], *, json_end: bool) -> list[str]:
     """Build boot's command line; comfypod's own bytecode is made first, whatever the caller's Python settings."""
     compileall.compile_dir(Path(errors.__file__).parent, quiet=2)
     given = [f"--set={name}={value}" for name, value in arguments.items()]
-    return [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(pod_file), *given]
+    return [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(pod_file), *given, *(["--json"] * json_end)]
 
 
 def _wait(
@@ -170,15 +171,19 @@ def _ready(layout: Layout, status: Mapping[str, Any]) -> Result:
 
 
 def _ended(returncode: int, layout: Layout) -> ComfypodError:
+    """Turn the envelope that boot left into the error that it reports."""
     lines = tail(layout.boot_output, 400)
-    said = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-    message = said[-1] if said else f"boot ended with {returncode}: {' / '.join(lines[-3:])}"
-    for family in ComfypodError.__subclasses__():
-        if family.exit_code == returncode and family is not ServiceError:
-            return family(message, f"all that boot said is in {layout.boot_output}")
-    last = [line for line in lines if line.startswith("comfyui | ")][-3:]
+    envelopes = [line for line in lines if line.startswith('{"command": "boot"')]
+    problems = json.loads(envelopes[-1])["errors"] if envelopes else []
+    if not problems:
+        said = " / ".join(lines[-3:])
+        return ComfypodError(f"boot ended with {returncode}: {said}", f"all of it is in {layout.boot_output}")
+    problem = Problem(**problems[0])
+    if problem.code != ServiceError.code:
+        return error_of(problem)
+    last = [line.partition(" | ")[2] for line in lines if line.startswith("comfyui | ")][-3:]
     return ServiceError(
-        f"ComfyUI did not start (it ended with {returncode}): {' / '.join(last) or message}",
+        f"ComfyUI did not start: {problem.message}; its last words: {' / '.join(last)}",
         f"its whole log is {layout.logs / 'comfyui.log'}",
     )
 

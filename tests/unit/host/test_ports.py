@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod.errors import BusyError, UsageError
-from comfypod.host.ports import busy, ensure_free
+from comfypod.ports import busy, ensure_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
