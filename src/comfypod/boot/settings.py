@@ -204,6 +204,21 @@ def _resolved(layers: list[_Layer]) -> Settings:
     return settings
 
 
+def as_text(name: str, value: Any) -> str:
+    """Return a setting from a file as text, checked.
+
+    Raises:
+        UsageError: there is no such setting, its value cannot be used, or it is a secret, which no file may hold.
+    """
+    row = next((row for row in TABLE if row.name == name), None)
+    if row is None:
+        raise UsageError(f"there is no setting {name!r}", f"settings are: {', '.join(row.name for row in TABLE)}")
+    if row.secret:
+        raise UsageError(f"{name} is a secret", f"give it as {row.variables[0]} or {row.variables[0]}_FILE")
+    _parsed(row, "comfypod.toml", _text(value))
+    return _text(value)
+
+
 def _merge(layers: list[_Layer]) -> dict[str, tuple[Origin, str]]:
     known = {row.name for row in TABLE}
     merged: dict[str, tuple[Origin, str]] = {}
@@ -256,7 +271,7 @@ def _from_workspace(path: Path) -> dict[str, str]:
         raise UsageError(str(error), "mend the file, or move it away") from error
     if not isinstance(table, dict):
         raise UsageError("`settings` is not a table", "write it as [settings]")
-    return {name: _text(value) for name, value in table.items() if name != "workspace"}
+    return {name: as_text(name, value) for name, value in table.items() if name != "workspace"}
 
 
 def _parsed(row: Setting, origin: Origin, text: str) -> Any:

@@ -12,15 +12,17 @@ from comfypod import files, podfile
 from comfypod.errors import SourceError, StorageError
 from comfypod.host import environment as python_environment
 from comfypod.host.store import Building, Store, disk_errors, with_data_hint
-from comfypod.lock.schema import GitSource, PathSource, encode
+from comfypod.lock.schema import encode
 from comfypod.log import human_bytes
+from comfypod.manifest.values import GitSource, PathSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from comfypod.lock.schema import Environment, Lock, LockedComfyUI, Source
+    from comfypod.lock.schema import Environment, Lock, LockedComfyUI
     from comfypod.log import Console
     from comfypod.manifest.profiles import Profile
+    from comfypod.manifest.values import Source
 
 # Measured: ComfyUI's environment of 99 packages, 4.72 GB of wheels, takes 8.63 GB and 59,500 inodes;
 # JupyterLab's of 91 packages, 50 MB of wheels, takes 219 MB and 16,300 inodes.
@@ -159,7 +161,7 @@ def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> p
         jupyter=str(places[2] / "venv" / "bin" / "jupyter-lab") if len(places) > 2 else None,
         engine="host",
         comfyui_args=profile.comfyui_args,
-        settings={"on_failure": "exit"},
+        settings=lock.settings,
         models=tuple(
             podfile.LockedModel(model.name, model.folder, model.file, model.sha256, model.size) for model in lock.models
         ),

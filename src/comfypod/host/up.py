@@ -60,9 +60,12 @@ def up(options: Options, console: Console) -> Result:
     Raises:
         ComfypodError: something stands in the way; nothing half done is left.
     """
-    settings = resolve(default_settings(), os.environ, options.arguments)
-    layout = Layout(settings.workspace)
     lock = read_lock(options.lock)
+    settings = resolve({**default_settings(), **lock.settings}, os.environ, options.arguments)
+    layout = Layout(settings.workspace)
+    if lock.nodes:
+        names = ", ".join(node.name for node in lock.nodes)
+        console.warning(f"locked nodes are built into images; the host engine does not install them: {names}")
     chosen = _profile(options.profile, console)
     _ensure_startable(layout, settings)
     base = options.lock.parent if options.lock is not None else Path.cwd()

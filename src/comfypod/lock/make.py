@@ -19,10 +19,11 @@ from comfypod.manifest.profiles import load_profiles
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from comfypod.lock.schema import Arch, Package, Purpose
+    from comfypod.lock.schema import Package, Purpose
     from comfypod.log import Console
     from comfypod.manifest.profiles import Profile
     from comfypod.manifest.schema import Manifest, Model
+    from comfypod.manifest.values import Arch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path
     targets, environments = _environments(manifest, required, previous, upgrade, console)
     return Lock(
         schema=schema.SCHEMA, comfyui=comfyui, targets=targets, environments=environments, nodes=nodes,
-        models=_models(manifest.model, previous, upgrade), requested=_requested(manifest),
+        models=_models(manifest.model, previous, upgrade), settings=manifest.settings_text,
+        requested=_requested(manifest),
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def drift(manifest: Manifest, profiles: Mapping[str, Profile], lock: Lock) -> tu
         *_python(manifest, lock),
         *_nodes(manifest, lock),
         *_models(manifest, lock),
+        *_settings(manifest, lock),
     )
 
 
@@ -111,6 +112,13 @@ def _models(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
             yield Drift(f"model {name}", wanted[name].url, _ABSENT)
         else:
             yield from _model(wanted[name], locked[name])
+
+
+def _settings(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
+    wanted = manifest.settings_text
+    for name in sorted(wanted.keys() | lock.settings.keys()):
+        if wanted.get(name) != lock.settings.get(name):
+            yield Drift(f"setting {name}", wanted.get(name, _ABSENT), lock.settings.get(name, _ABSENT))
 
 
 def _model(wanted: Model, locked: LockedModel) -> Iterator[Drift]:

@@ -18,15 +18,15 @@ import msgspec
 
 from comfypod import fetch, files, git
 from comfypod.errors import HostError, IntegrityError, SourceError
-from comfypod.lock.schema import ArchiveSource, GitSource, PathSource, SdistSource
 from comfypod.lock.unpack import unpack
 from comfypod.log import human_bytes
+from comfypod.manifest.values import ArchiveSource, GitSource, PathSource, SdistSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from comfypod.lock.schema import Source
     from comfypod.log import Console
+    from comfypod.manifest.values import Source
 
     _Refusal = tuple[Source, SourceError | IntegrityError | HostError]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from comfypod import git
 from comfypod.errors import LockError, SourceError
-from comfypod.lock.schema import GitSource, LockedComfyUI, LockedNode
+from comfypod.lock.schema import LockedComfyUI, LockedNode
 from comfypod.lock.sources import default_sources, obtain
+from comfypod.manifest.values import GitSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from comfypod.boot.settings import as_text
 from comfypod.errors import ManifestError, Problem, UsageError
-from comfypod.lock.schema import SafeName
 from comfypod.manifest import profiles
 from comfypod.manifest.locate import line_of, locate
 from comfypod.manifest.schema import Manifest, url_file
+from comfypod.manifest.values import SafeName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -160,6 +161,7 @@ def _check_meaning(body: dict[str, Any]) -> Iterator[Finding]:
     for table in ("node", "model"):
         yield from _duplicates(table, [(index, row.get("name")) for index, row in _rows(body, table)], f"{table} name")
     yield from _check_models(_rows(body, "model"))
+    yield from _check_settings(body.get("settings"))
 
 
 def _check_profiles(names: Any) -> Iterator[Finding]:
@@ -172,6 +174,14 @@ def _check_profiles(names: Any) -> Iterator[Finding]:
         if isinstance(name, str) and name not in known:
             yield ("profiles", index), f"there is no profile {name!r}", _closest(name, known)
     yield from _duplicates("profiles", list(enumerate(names)), "profile")
+
+
+def _check_settings(table: Any) -> Iterator[Finding]:
+    for name, value in table.items() if isinstance(table, dict) else ():
+        try:
+            as_text(name, value)
+        except UsageError as error:
+            yield ("settings", name), error.message, error.hint
 
 
 def _check_models(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from comfypod.lock.schema import SafeName, SafePath, Sha256, Source
+from comfypod.boot.settings import as_text
+from comfypod.manifest.values import SafeName, SafePath, Sha256, Source
 
 Version = Annotated[
     str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9]+)+([-+.]?[0-9A-Za-z.]+)?\Z", description='a version such as "0.30.0"')
@@ -92,6 +93,11 @@ class Manifest(_Written, frozen=True):
     node: tuple[Node, ...] = ()
     model: tuple[Model, ...] = ()
     settings: dict[str, str | int | bool] = {}
+
+    @property
+    def settings_text(self) -> dict[str, str]:
+        """The settings as lock and `pod.json` hold them, in order of their names."""
+        return {name: as_text(name, value) for name, value in sorted(self.settings.items())}
 
 
 def url_file(url: str) -> str:

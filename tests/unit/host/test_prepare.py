@@ -15,9 +15,10 @@ from comfypod import proc
 from comfypod.errors import HostError, InstallError, IntegrityError, LockError, SourceError
 from comfypod.host.environment import requirements
 from comfypod.host.prepare import missing, needs, prepare
-from comfypod.lock.schema import Environment, GitSource, Lock, Package, encode
+from comfypod.lock.schema import Environment, Lock, Package, encode
 from comfypod.log import Console
 from comfypod.manifest.profiles import profile
+from comfypod.manifest.values import GitSource
 from comfypod.podfile import PodFile
 from tests.unit.host import tiny
 

@@ -7,7 +7,8 @@ import zipfile
 from typing import TYPE_CHECKING
 
 from comfypod import files
-from comfypod.lock.schema import SCHEMA, Environment, Lock, LockedComfyUI, LockedTarget, Package, PathSource, Wheel
+from comfypod.lock.schema import SCHEMA, Environment, Lock, LockedComfyUI, LockedTarget, Package, Wheel
+from comfypod.manifest.values import PathSource
 from tests.kit.wheels import build_wheel
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from comfypod.errors import LockError
 from comfypod.lock import schema
 from comfypod.lock.load import default_bytes, read_lock
+from comfypod.manifest import values
 
 TEXT = st.text('abcxyz019._-=<> \u00e9"\\', min_size=1, max_size=12)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -14,10 +15,10 @@ NAMES = st.text("abc._-", min_size=1, max_size=8).filter(lambda name: name not i
 WHEELS = st.builds(schema.Wheel, NAMES, HEX, st.integers(0, 2**40))
 PACKAGES = st.builds(schema.Package, TEXT, TEXT, st.lists(WHEELS, min_size=1, max_size=3).map(tuple))
 SOURCES = st.one_of(
-    st.builds(schema.GitSource, TEXT, TEXT, st.none() | NAMES),
-    st.builds(schema.ArchiveSource, TEXT, st.none() | HEX),
-    st.builds(schema.SdistSource, TEXT, TEXT, HEX),
-    st.builds(schema.PathSource, TEXT),
+    st.builds(values.GitSource, TEXT, TEXT, st.none() | NAMES),
+    st.builds(values.ArchiveSource, TEXT, st.none() | HEX),
+    st.builds(values.SdistSource, TEXT, TEXT, HEX),
+    st.builds(values.PathSource, TEXT),
 )
 ENVIRONMENTS = st.builds(
     schema.Environment, st.just("e"), st.sampled_from(["comfyui", "jupyter"]), st.sampled_from(["x86_64", "aarch64"]),

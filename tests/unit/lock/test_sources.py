@@ -10,9 +10,9 @@ import pytest
 
 from comfypod import files
 from comfypod.errors import IntegrityError, SourceError
-from comfypod.lock.schema import ArchiveSource, GitSource, PathSource, SdistSource, Source
 from comfypod.lock.sources import Obtained, default_sources, index_url, obtain
 from comfypod.log import Console
+from comfypod.manifest.values import ArchiveSource, GitSource, PathSource, SdistSource, Source
 from tests.kit.repos import make_repository, write_tree
 from tests.kit.web import Answer, Site
 

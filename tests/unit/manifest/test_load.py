@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfypod.errors import ManifestError, Problem, UsageError
-from comfypod.lock.schema import GitSource, SdistSource
 from comfypod.manifest.load import default_text, load_manifest, parse
+from comfypod.manifest.values import GitSource, SdistSource
 
 if TYPE_CHECKING:
     from pathlib import Path
