@@ -44,7 +44,14 @@ class Health:
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
     stopping: bool = False
     failed: str = ""
-    first_ready: float | None = None
+    moments: dict[str, float] = field(default_factory=dict)
+
+    def note(self, moment: str) -> bool:
+        """Note when something happened first, in seconds since boot's first instruction; True that one time."""
+        if moment in self.moments:
+            return False
+        self.moments[moment] = round(time.monotonic() - self.begun, 4)
+        return True
 
     def report(self, problem: Problem) -> None:
         """Add a problem once."""
@@ -87,13 +94,6 @@ class Health:
         running = [f"stage {stage.name} runs: {stage.detail}" for stage in self.stages if stage.state == "running"]
         return running + [sentence(service) for service in self._critical() if service.state is not State.READY]
 
-    def mark_ready(self) -> bool:
-        """Note the first time that the pod is ready; True that one time."""
-        if self.first_ready is None and self.ready:
-            self.first_ready = time.monotonic()
-            return True
-        return False
-
     def snapshot(self) -> dict[str, Any]:
         """Return `/status` (fields in `docs/status.md`) without what must be asked of ComfyUI."""
         return {
@@ -115,7 +115,8 @@ class Health:
                 "profile": self.pod.profile,
                 "engine": self.pod.engine,
                 "seconds": round(time.monotonic() - self.begun, 3),
-                "seconds_to_ready": None if self.first_ready is None else round(self.first_ready - self.begun, 3),
+                "seconds_to_ready": self.moments.get("ready"),
+                "moments": self.moments,
             },
         }
 

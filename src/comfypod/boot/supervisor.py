@@ -54,6 +54,7 @@ class Supervisor:
         Raises:
             BusyError: the control port is taken.
         """
+        self.health.note("imported")
         self._take_signals()
         settings = self._settings
         self._console.line(
@@ -66,6 +67,7 @@ class Supervisor:
                 f"the control port {settings.control_listen}:{settings.control_port} is not free: {error.strerror}",
                 "stop what uses it, or choose another with --control-port",
             ) from error
+        self.health.note("control plane answers")
         boot = asyncio.create_task(self._boot())
         await self._stop.wait()
         await boot
@@ -112,6 +114,7 @@ class Supervisor:
         for stage, view in zip(STAGES, self.health.stages, strict=True):
             if self._stop.is_set() or not await self._stage(stage, view):
                 return
+        self.health.note("stages done")
         self._start_services()
 
     async def _stage(self, stage: Stage, view: StageView) -> bool:
@@ -182,6 +185,7 @@ class Supervisor:
 
     def _changed(self, service: Supervised) -> None:
         if service.pid is not None:
+            self.health.note(f"{service.service.name} process started")
             self._record()
         name, attempts = service.service.name, service.attempts
         if service.state is State.WAITING:
@@ -194,7 +198,7 @@ class Supervisor:
                 self._stop.set()
         elif service.state is State.DEGRADED:
             self._report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
-        elif service.state is State.READY and self.health.mark_ready():
+        elif service.service.critical and self.health.ready and self.health.note("ready"):
             self._announce()
 
     def _announce(self) -> None:
@@ -240,7 +244,7 @@ class Supervisor:
         if path == "/livez":
             return httpd.text(200, "live")
         if path == "/startupz":
-            return httpd.text(200, "started") if health.first_ready is not None else httpd.text(503, health.phase)
+            return httpd.text(200, "started") if "ready" in health.moments else httpd.text(503, health.phase)
         if path == "/readyz":
             return httpd.text(200 if health.ready else 503, health.phase)
         if path == "/status":

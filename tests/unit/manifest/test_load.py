@@ -44,13 +44,14 @@ def test_the_commented_examples_of_the_default_manifest_are_valid() -> None:
 def test_every_table_is_read() -> None:
     text = MINIMAL + (
         f'[[comfyui.source]]\nkind = "sdist"\npackage = "p"\nversion = "1"\nsha256 = "{"a" * 64}"\nsubdir = "v/C"\n'
-        '[python]\npackages = ["six"]\nconstraints = ["numpy<3"]\n[settings]\npersist = "move"\ndrain = 3\nx = true\n'
+        '[python]\npackages = ["six"]\nconstraints = ["numpy<3"]\n[settings]\n'
+        'on_failure = "stay"\nport = 9000\njupyter = true\n'
         '[[node]]\nname = "n"\ngit = "https://example.com/n.git"\nref = "v1"\n' + MODEL
     )
     manifest = parse(text, "m")
     assert manifest.comfyui.source == (SdistSource("p", "1", "a" * 64, "v/C"),)
     assert manifest.python.constraints == ("numpy<3",)
-    assert manifest.settings == {"persist": "move", "drain": 3, "x": True}
+    assert manifest.settings == {"on_failure": "stay", "port": 9000, "jupyter": True}
     assert manifest.model[0].filename == "b.safetensors"
 
 

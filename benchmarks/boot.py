@@ -1,0 +1,166 @@
+"""Boot beside bare ComfyUI: `uv run python benchmarks/boot.py [--runs N]`.
+
+Prepares the store with `comfypod up` if need be, then starts, in turn and on the same workspace, ComfyUI bare
+(`python main.py`, as boot would call it) and `comfypod boot` with JupyterLab on. Time to ready is from the start of
+the process to the first 200 of `/system_stats`. Prints the breakdown of boot and the ratio of the medians; with
+`--json` the same as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfypod import control, podfile
+from comfypod.boot.services import child_environ
+from comfypod.workspace.layout import Layout
+
+PORTS = {"port": "18188", "jupyter_port": "18888", "control_port": "18189"}
+CONTROL = f"http://127.0.0.1:{PORTS['control_port']}"
+STATS = f"http://127.0.0.1:{PORTS['port']}/system_stats"
+POLL = 0.01
+LONGEST = 300.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One start: seconds to ready, and boot's own moments where it was boot."""
+
+    seconds: float
+    moments: dict[str, float]
+
+
+def prepare(workspace: Path) -> podfile.PodFile:
+    """Have the store and the workspace ready, so that every measured start is a later one."""
+    flags = [word for name, value in PORTS.items() for word in (f"--{name.replace('_', '-')}", value)]
+    command = [sys.executable, "-m", "comfypod", "up", "--profile", "cpu", "--detach", "--workspace", str(workspace)]
+    subprocess.run([*command, *flags], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "comfypod", "down", "--workspace", str(workspace)], check=True, stdout=sys.stderr
+    )
+    return podfile.load(Layout(workspace).pod_file)
+
+
+def wait_ready(process: subprocess.Popen[bytes], began: float) -> float:
+    """Return the seconds from `began` to ComfyUI's first answer."""
+    while time.monotonic() - began < LONGEST:
+        if process.poll() is not None:
+            raise SystemExit(f"the process ended with {process.returncode}")
+        try:
+            with urllib.request.urlopen(STATS, timeout=5) as answer:
+                if answer.status == 200:
+                    return time.monotonic() - began
+        except (urllib.error.URLError, OSError):
+            time.sleep(POLL)
+    raise SystemExit("not ready in time")
+
+
+def start(argv: list[str], env: dict[str, str], cwd: Path) -> tuple[subprocess.Popen[bytes], float]:
+    """Start a program with its output thrown away; return it and when."""
+    began = time.monotonic()
+    process = subprocess.Popen(argv, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return process, began
+
+
+def bare(pod: podfile.PodFile, workspace: Path) -> Run:
+    """Start ComfyUI as anyone would."""
+    tree = Layout(workspace).comfyui
+    argv = [pod.python, str(tree / "main.py"), *pod.comfyui_args, "--port", PORTS["port"], "--disable-auto-launch"]
+    process, began = start(argv, child_environ(os.environ, Path(pod.python)), tree)
+    seconds = wait_ready(process, began)
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    return Run(seconds, {})
+
+
+def booted(pod_path: Path, workspace: Path) -> Run:
+    """Start the same under boot, with JupyterLab."""
+    given = [f"--set={name}={value}" for name, value in {**PORTS, "workspace": str(workspace)}.items()]
+    argv = [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(pod_path), *given]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process, began = start(argv, env, workspace)
+    seconds = wait_ready(process, began)
+    status: dict[str, Any] = control.status(CONTROL) or {}
+    while "jupyter" in status.get("urls", {}) and not _jupyter_ready(status):
+        time.sleep(0.1)
+        status = control.status(CONTROL) or {}
+    process.terminate()
+    process.wait(30)
+    return Run(seconds, status["boot"]["moments"])
+
+
+def _jupyter_ready(status: dict[str, Any]) -> bool:
+    return any(row["name"] == "jupyter" and row["state"] == "ready" for row in status["services"])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Summarise: least, median, most."""
+    return {"min": round(min(values), 4), "median": round(statistics.median(values), 4), "max": round(max(values), 4)}
+
+
+def report(bares: list[Run], boots: list[Run]) -> dict[str, Any]:
+    """Put the figures together."""
+    moments = {name: spread([run.moments[name] for run in boots]) for name in boots[0].moments}
+    plain, ours = spread([run.seconds for run in bares]), spread([run.seconds for run in boots])
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "runs": len(boots),
+        "bare_seconds_to_ready": plain,
+        "boot_seconds_to_ready": ours,
+        "ratio_of_medians": round(ours["median"] / plain["median"], 4),
+        "ratio_by_pair": spread([b.seconds / a.seconds for a, b in zip(bares, boots, strict=True)]),
+        "moments_since_first_instruction": moments,
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """Render the figures as a table in Markdown."""
+    lines = [
+        f"{figures['machine']}, {figures['runs']} interleaved runs",
+        "",
+        "| seconds | min | median | max |",
+        "| --- | --- | --- | --- |",
+    ]
+    rows = {
+        "bare ComfyUI, start to ready": figures["bare_seconds_to_ready"],
+        "comfypod boot with JupyterLab, start to ready": figures["boot_seconds_to_ready"],
+        "ratio by pair": figures["ratio_by_pair"],
+        **{f"boot: {name}": row for name, row in figures["moments_since_first_instruction"].items()},
+    }
+    lines += [f"| {name} | {row['min']:.3f} | {row['median']:.3f} | {row['max']:.3f} |" for name, row in rows.items()]
+    return "\n".join([*lines, "", f"ratio of medians: {figures['ratio_of_medians']:.3f}"])
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="pairs to measure after one that is not counted")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
+        workspace = Path(folder) / "workspace"
+        pod = prepare(workspace)
+        pairs: list[tuple[Run, Run]] = []
+        for number in range(options.runs + 1):
+            pair = (bare(pod, workspace), booted(Layout(workspace).pod_file, workspace))
+            print(f"run {number}: bare {pair[0].seconds:.2f} s, boot {pair[1].seconds:.2f} s", file=sys.stderr)
+            pairs.append(pair)
+        figures = report([pair[0] for pair in pairs[1:]], [pair[1] for pair in pairs[1:]])
+    print(json.dumps(figures, indent=1) if options.json else show(figures))
+
+
+if __name__ == "__main__":
+    main()

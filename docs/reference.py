@@ -1,0 +1,216 @@
+"""Write the tables of the docs from the code: `uv run python docs/reference.py`, with `--check` only compare."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+
+from comfypod import cli, errors
+from comfypod.boot import settings
+from comfypod.boot.process import MOVES
+from comfypod.boot.stages import STAGES
+from comfypod.manifest import schema
+from comfypod.manifest.profiles import load_profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+DOCS = Path(__file__).resolve().parent
+_BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Render a Markdown table."""
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def code(text: str) -> str:
+    """Render as code; nothing stays nothing."""
+    return f"`{text}`" if text else ""
+
+
+def settings_table() -> str:
+    """Render every setting of a pod."""
+    rows = []
+    for row in settings.TABLE:
+        variables = [*row.variables, *(f"{name}_FILE" for name in row.variables if row.secret)]
+        rows.append((code(row.name), ", ".join(map(code, variables)), code(row.default) or "none", row.help))
+    return table(("setting", "environment", "default", "meaning"), rows)
+
+
+def exit_codes() -> str:
+    """Render the table of exit codes."""
+    rows = [(str(number), code(name), meaning) for number, name, meaning in errors.exit_code_table()]
+    return table(("exit code", "`code` in `errors`", "meaning"), rows)
+
+
+def profiles() -> str:
+    """Render the table of profiles."""
+    rows = [
+        (
+            code(each.name),
+            each.summary,
+            ", ".join(each.families) or "none",
+            ", ".join(each.capabilities) or "none",
+            f"{each.torch} / {each.torchvision} / {each.torchaudio}",
+            each.cuda or "not used",
+            str(each.driver or "none"),
+            each.python,
+            ", ".join(each.architectures),
+        )
+        for each in load_profiles().values()
+    ]
+    header = (
+        "profile", "for", "GPU families", "compute capability", "torch / torchvision / torchaudio", "CUDA",
+        "oldest driver", "Python", "architectures",
+    )  # fmt: skip
+    return table(header, rows)
+
+
+def manifest_keys() -> str:
+    """Render every key of `comfypod.toml`, in the order of the schema."""
+    return table(("table", "key", "value", "needed"), _keys(schema.Manifest, ""))
+
+
+def _keys(struct: Any, name: str) -> Iterator[tuple[str, ...]]:
+    later: list[tuple[Any, str]] = []
+    for field in msgspec.structs.fields(struct):
+        facts = msgspec.inspect.type_info(field.type)
+        below = f"{name}.{field.name}" if name else field.name
+        if isinstance(facts, msgspec.inspect.StructType):
+            later.append((facts.cls, f"[{below}]"))
+        elif isinstance(facts, msgspec.inspect.VarTupleType) and not _is_plain(facts.item_type):
+            kinds = get_args(field.type)[0]
+            later += [(kind, f"[[{below}]]") for kind in get_args(kinds) or (kinds,)]
+        else:
+            needed = "yes" if field.required else "no"
+            yield code(_bracketed(name)), code(field.name), _value(facts), needed
+    for kind, title in later:
+        own = code(_bracketed(title.strip("[]")))
+        shown = code(title)
+        if tag := kind.__struct_config__.tag:
+            yield shown, code("kind"), f'`"{tag}"`: {_first_line(kind)}', "yes"
+            shown += f" of kind `{tag}`"
+        for place, *rest in _keys(kind, title.strip("[]")):
+            yield (shown if place == own else place, *rest)
+
+
+def _bracketed(name: str) -> str:
+    return f"[{name}]" if name else ""
+
+
+def _is_plain(kind: msgspec.inspect.Type) -> bool:
+    return not isinstance(kind, (msgspec.inspect.StructType, msgspec.inspect.UnionType))
+
+
+def _first_line(kind: Any) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _value(kind: msgspec.inspect.Type) -> str:  # noqa: PLR0911 - one return a kind
+    match kind:
+        case msgspec.inspect.Metadata(type=inner, extra_json_schema=extra):
+            return str((extra or {}).get("description") or _value(inner))
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return f"a list; each is {_value(item)}"
+        case msgspec.inspect.UnionType(types=types):
+            return " or ".join(_value(each) for each in types if not isinstance(each, msgspec.inspect.NoneType))
+        case msgspec.inspect.DictType(value_type=item):
+            return f"a table of names; each value is {_value(item)}"
+        case msgspec.inspect.IntType():
+            return "a number"
+        case msgspec.inspect.BoolType():
+            return "`true` or `false`"
+        case _:
+            return "text"
+
+
+def verbs() -> str:
+    """Render every verb with its arguments."""
+    blocks = []
+    for name, parser, text in _verbs():
+        rows = [
+            (", ".join(map(code, action.option_strings)) or code(action.dest), _takes(action), action.help or "")
+            for action in parser._actions
+            if action.dest != "help"
+        ]
+        blocks.append(f"### {name}\n\n{text[0].upper()}{text[1:]}.\n\n" + table(("argument", "takes", "meaning"), rows))
+    return "\n\n".join(blocks)
+
+
+def _verbs() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+    for action in cli._parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for name, parser in action.choices.items():
+                yield name, parser, helps[name]
+
+
+def verb_names() -> frozenset[str]:
+    """Return the names of all verbs."""
+    return frozenset(name for name, _, _ in _verbs())
+
+
+def _takes(action: argparse.Action) -> str:
+    if action.choices is not None:
+        return ", ".join(map(code, map(str, action.choices)))
+    if action.nargs == 0:
+        return ""
+    shown = str(action.metavar or action.dest).upper()
+    return code(f"{shown}...") if action.nargs == "*" else code(shown)
+
+
+def stages() -> str:
+    """Render the stages of a boot."""
+    rows = [(code(stage.name), code(stage.policy), _first_line(stage.work)) for stage in STAGES]
+    return table(("stage", "policy", "what it does"), rows)
+
+
+def states() -> str:
+    """Render the state machine of a service."""
+    return table(
+        ("state", "may become"),
+        [(code(state), ", ".join(code(each) for each in sorted(after))) for state, after in MOVES.items()],
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "exit-codes": exit_codes,
+    "profiles": profiles,
+    "manifest-keys": manifest_keys,
+    "verbs": verbs,
+    "stages": stages,
+    "states": states,
+}
+
+
+def renewed(text: str) -> str:
+    """Return a page with every generated block as the code has it now."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
+
+
+def pages() -> list[Path]:
+    """Return every page that may hold generated blocks."""
+    return sorted(DOCS.rglob("*.md"))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write what has changed; with `--check` write nothing and return 1 where something would change."""
+    stale = [page for page in pages() if renewed(page.read_text("utf-8")) != page.read_text("utf-8")]
+    for page in stale:
+        sys.stdout.write(f"{'out of step' if '--check' in arguments else 'wrote'}: {page.relative_to(DOCS.parent)}\n")
+        if "--check" not in arguments:
+            page.write_text(renewed(page.read_text("utf-8")), "utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
