@@ -219,10 +219,10 @@ def _engine(name: str) -> Finding:
     try:
         done = proc.run((proc.find_program(name), "info"), seconds=_PROGRAM_SECONDS)
     except HostError:
-        return Finding(name, "note", "not installed", f"`up --engine {name}` is not possible; --engine host is")
+        return Finding(name, "note", "not installed", "`up` runs without it, on the host engine")
     if done.ok:
         return Finding(name, "ok", "installed, and answers")
-    return Finding(name, "note", "installed, but does not answer", f"start it before `up --engine {name}`")
+    return Finding(name, "note", "installed, but does not answer", "`up` runs without it, on the host engine")
 
 
 def _uv() -> Finding:

@@ -56,7 +56,7 @@ def needs(lock: Lock, profile: str, arch: str, *, jupyter: bool) -> tuple[Need, 
     """
     target = lock.target(profile, arch)
     environments = [lock.environment(target.comfyui)]
-    if jupyter:
+    if jupyter and lock.environment(target.jupyter).packages:
         environments.append(lock.environment(target.jupyter))
     tree = lock.comfyui
     return (

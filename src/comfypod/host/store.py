@@ -94,9 +94,14 @@ class Store:
         return self.root / kind / key
 
     def find(self, kind: str, key: str) -> Path | None:
-        """Return the folder of a complete object, None when there is none."""
+        """Return the folder of a complete object, None when there is none.
+
+        An environment whose interpreter was removed from the machine is not complete any more.
+        """
         folder = self.folder(kind, key)
-        return folder if (folder / MARKER).is_file() else None
+        python = folder / "venv" / "bin" / "python"
+        dangling = python.is_symlink() and not python.exists()
+        return folder if (folder / MARKER).is_file() and not dangling else None
 
     def ensure(
         self, kind: str, key: str, build: Callable[[Building], None], *, console: Console, needed: int | None = None

@@ -123,3 +123,18 @@ def test_the_lock_goes_to_children_as_a_descriptor(tmp_path: Path) -> None:
     assert len(lock.descriptors) == 1
     lock.release()
     assert lock.descriptors == ()
+
+
+def test_an_environment_whose_interpreter_went_away_is_made_again(tmp_path: Path) -> None:
+    interpreter = tmp_path / "python3.11"
+    interpreter.write_text("")
+
+    def build(building: Building) -> None:
+        (building.folder / "venv" / "bin").mkdir(parents=True)
+        (building.folder / "venv" / "bin" / "python").symlink_to(interpreter)
+
+    store = Store(tmp_path / "data")
+    made = store.ensure("comfyui-env", "k", build, console=Console(io.StringIO()))
+    assert store.find("comfyui-env", "k") == made
+    interpreter.unlink()
+    assert store.find("comfyui-env", "k") is None
