@@ -1,0 +1,26 @@
+"""What every test gets: an environment without the caller's settings, and a reason where a test cannot run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+_OURS = ("COMFYPOD_", "JUPYTER_", "STANDIN_")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_settings_of_the_caller() -> None:
+    for name in [name for name in os.environ if name.startswith(_OURS)]:
+        del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root for anyone else, with the reason shown; under CI that is a failure of the run."""
+    if os.geteuid() == 0:
+        return
+    lacking = [item for item in items if item.get_closest_marker("root")]
+    if lacking and os.environ.get("CI") == "true":
+        raise pytest.UsageError(f"{len(lacking)} tests need root, and under CI none may be left out")
+    for item in lacking:
+        item.add_marker(pytest.mark.skip(reason="needs root: it mounts file systems or makes network namespaces"))
