@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from comfypod import __version__, podfile
 from comfypod.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ComfypodError, UsageError, exit_code_table
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from comfypod.workspace.layout import Layout
+
+    _Verbs = argparse._SubParsersAction["_Parser"]
 
 _FLAGS = {
     "workspace": "workspace",
@@ -41,7 +43,11 @@ examples:
 def run(argv: Sequence[str], begun: float) -> int:
     """Run one command line; return its exit code. `begun` is the monotonic time of the first instruction."""
     own, extra = _split(list(argv))
-    options = _parser().parse_args(own)
+    try:
+        options = _parser().parse_args(own)
+    except UsageError as error:
+        Console(quiet="--json" in own).render(failure(own[0] if own else "comfypod", error))
+        return error.exit_code
     console = Console(quiet=options.json)
     if options.verb == "boot":
         return _boot(options, extra, console, begun)
@@ -58,6 +64,11 @@ def run(argv: Sequence[str], begun: float) -> int:
         result = interrupted(options.verb, "terminated", EXIT_TERMINATED)
     console.render(result)
     return result.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"`{self.prog} --help` shows what can be given")
 
 
 class _TerminatedError(SystemExit):
@@ -87,7 +98,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     codes = "\n".join(f"  {code:>3}  {meaning}" for code, _, meaning in exit_code_table())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="comfypod",
         description="Build ComfyUI images that can be trusted and boot them into pods that lose nothing.",
         epilog=f"exit codes:\n{codes}\n\n`comfypod VERB --help` explains a verb.",
@@ -111,9 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, epilog: str = ""
-) -> argparse.ArgumentParser:
+def _verb(verbs: _Verbs, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
     parser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -144,7 +153,7 @@ def _choice(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_up(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_up(verbs: _Verbs) -> None:
     up = _verb(verbs, "up", "prepare everything and run the pod", _UP_EXAMPLES)
     up.add_argument("--engine", choices=("auto", "host"), default="auto", help="host: no container (auto means host)")
     _choice(up)
@@ -157,13 +166,13 @@ def _add_up(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
 
 
-def _add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_doctor(verbs: _Verbs) -> None:
     doctor = _verb(verbs, "doctor", "examine this machine, and say what each finding means for `up`")
     _addresses(doctor)
     _choice(doctor)
 
 
-def _add_lock(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_lock(verbs: _Verbs) -> None:
     lock = _verb(verbs, "lock", "resolve comfypod.toml into comfypod.lock")
     lock.add_argument("--manifest", type=Path, metavar="FILE", help="a comfypod.toml (default: ./comfypod.toml)")
     lock.add_argument("--init", action="store_true", help="only write a comfypod.toml and its lock to begin with")
@@ -173,7 +182,7 @@ def _add_lock(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
 
 
-def _add_pod_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_pod_verbs(verbs: _Verbs) -> None:
     boot = _verb(verbs, "boot", "run the pod from its pod.json; what a container runs")
     boot.add_argument("--pod", type=Path, default=podfile.IN_IMAGE, metavar="FILE", help=f"default {podfile.IN_IMAGE}")
     boot.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting (docs/settings.md)")
@@ -258,6 +267,8 @@ def _status(options: argparse.Namespace, _: Sequence[str], __: Console) -> Resul
 def _logs(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
     from comfypod.host.inspect import logs
 
+    if options.follow and options.json:
+        raise UsageError("--follow has no end, and --json prints one envelope at the end", "leave one of them out")
     return logs(_layout(options), options.service, options.lines, options.follow, console)
 
 
@@ -275,18 +286,15 @@ def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Re
     from comfypod.lock.load import read_lock
 
     in_pod = podfile.find()
-    built = podfile.load(in_pod).settings if in_pod else default_settings()
+    lock = None if in_pod else read_lock(_lock_file(options))
+    built = podfile.load(in_pod).settings if in_pod else {**default_settings(), **(lock.settings if lock else {})}
     settings = resolve(built, os.environ, _arguments(options, extra))
+    ports = {"--port": settings.port, **({"--jupyter-port": settings.jupyter_port} if settings.jupyter else {})}
     return doctor(
         data=data_folder(os.environ),
         workspace=settings.workspace,
-        ports={
-            "--port": settings.port,
-            "--jupyter-port": settings.jupyter_port,
-            "--control-port": settings.control_port,
-        },
-        listen=settings.listen,
-        lock=None if in_pod else read_lock(_lock_file(options)),
+        addresses=((settings.listen, ports), (settings.control_listen, {"--control-port": settings.control_port})),
+        lock=lock,
         profile=options.profile,
         jupyter=settings.jupyter,
     )

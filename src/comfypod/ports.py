@@ -30,6 +30,21 @@ class Busy:
         return f"port {self.port} is in use by {self.holder or 'another process'}"
 
 
+def is_loopback(address: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    if address in ("localhost", "::1"):
+        return True
+    try:
+        return socket.inet_pton(socket.AF_INET, address)[0] == 127
+    except OSError:
+        return False
+
+
+def http_url(host: str, port: int) -> str:
+    """Return the address of a server; IPv6 goes in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def ensure_free(listen: str, ports: Mapping[str, int]) -> None:
     """Check that ports can be opened on an address; `ports` is by the option that sets each, such as "--port".
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from comfypod import proc
+from comfypod import control, proc
 from comfypod.workspace import run
 from tests.kit.pods import Site, booted, comfypod
 from tests.kit.standin import Orders
@@ -106,7 +106,8 @@ def test_a_crash_after_ready_is_restarted(tmp_path: Path) -> None:
             time.sleep(0.05)
         status = pod.wait_for("ready")
         assert status["services"][0]["restarts"] == 1
-        assert "ended with 9" in status["problems"][0]["message"]
+        assert status["services"][0]["last_exit"] == 9
+        assert status["problems"] == []
         assert pod.stop() == 0
 
 
@@ -206,6 +207,7 @@ def test_a_volume_of_someone_elses_is_used_in_place(site: Site) -> None:
         assert status["workspace"]["persist"] == "link"
         start = site.starts()[0]
         assert start["argv"][start["argv"].index("--base-directory") + 1] == str(foreign)
+        assert (foreign / "custom_nodes").is_dir()
     assert (foreign / "main.py").read_text() == "raise SystemExit('theirs')"
 
 
@@ -215,7 +217,20 @@ def test_b5_a_volume_of_a_newer_schema_is_not_touched(site: Site) -> None:
     done = comfypod(*site.arguments("--set", "on_failure=exit"), env={"STANDIN_ORDERS": str(site.orders)})
     assert done.returncode == 8
     assert "was written by comfypod 9.0 with schema 99" in done.stdout
-    assert not site.layout.comfyui.exists()
+    assert [path.name for path in site.layout.root.rglob("*")] == [".comfypod", "state.json"]
+
+
+def test_an_ipv6_control_plane_can_be_asked(site: Site) -> None:
+    with booted(site, "--set", "control_listen=::1") as pod:
+        record = None
+        deadline = time.monotonic() + 10
+        while record is None and time.monotonic() < deadline:
+            record = run.running(site.layout.run_record)
+        assert record is not None
+        assert record.control == f"http://[::1]:{site.control_port}"
+        while (status := control.status(record.control)) is None or not status["ready"]:
+            assert time.monotonic() < deadline
+        assert pod.stop() == 0
 
 
 def test_no_secret_of_ours_reaches_comfyui_or_a_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +254,15 @@ def test_boot_imports_the_standard_library_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_custom_nodes_folder_that_cannot_be_read_degrades_the_boot(site: Site) -> None:
+    with booted(site) as pod:
+        pod.wait_for("ready")
+    nodes = site.layout.comfyui / "custom_nodes"
+    nodes.rmdir()
+    nodes.symlink_to("custom_nodes")
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert [stage["state"] for stage in status["stages"] if stage["name"] == "nodes"] == ["degraded"]
+        assert "custom_nodes" in status["problems"][0]["message"]

@@ -82,6 +82,23 @@ def test_two_ups_on_one_workspace(lab: Lab) -> None:
     assert lab.status() is not None
 
 
+def test_a_gpu_profile_without_a_gpu_is_refused_before_anything_is_fetched(lab: Lab) -> None:
+    done = lab.up("--profile", "4090")
+    assert done.returncode == 13
+    assert "needs an NVIDIA GPU" in done.stdout
+    assert "--profile cpu" in done.stdout
+    assert lab.objects() == {}
+
+
+def test_b5_up_leaves_a_volume_of_a_newer_schema_alone(lab: Lab) -> None:
+    lab.layout.records.mkdir(parents=True)
+    lab.layout.state.write_text(json.dumps({"schema": 99, "writer": "9.0"}))
+    done = lab.up()
+    assert done.returncode == 8
+    assert "schema 99" in done.stdout
+    assert [path.name for path in lab.layout.root.rglob("*")] == [".comfypod", "state.json"]
+
+
 def test_a_busy_port_is_refused_before_anything_is_fetched(lab: Lab) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", lab.port))

@@ -58,10 +58,9 @@ class Health:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def settle(self, problem: Problem) -> None:
-        """Take back a problem that is over."""
-        if problem in self.problems:
-            self.problems.remove(problem)
+    def settle(self, code: str) -> None:
+        """Take back problems that are over."""
+        self.problems[:] = [problem for problem in self.problems if problem.code != code]
 
     def _critical(self) -> list[Supervised]:
         return [service for service in self.services if service.service.critical]
@@ -124,7 +123,9 @@ class Health:
 def sentence(service: Supervised) -> str:
     """Say what a service that is not ready is doing."""
     name, code = service.service.name, service.last_exit
-    ended = "" if code is None else f" after it ended with {code if code >= 0 else f'signal {-code}'}"
+    ended = ""
+    if service.failing and code is not None:
+        ended = f" after it ended with {code if code >= 0 else f'signal {-code}'}"
     match service.state:
         case State.STARTING:
             return f"{name} is starting{ended}"

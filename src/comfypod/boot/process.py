@@ -59,6 +59,7 @@ class Supervised:
         self.attempts = Attempts()
         self.restarts = 0
         self.last_exit: int | None = None
+        self.failing = False
         self.started_at: float | None = None
         self._output = output
         self._changed = changed
@@ -77,7 +78,7 @@ class Supervised:
 
         Ending by itself with 0 is a failure too for a program that should serve; it counts as 1.
         """
-        return 0 if self.last_exit is None else exit_code(self.last_exit) or 1
+        return exit_code(self.last_exit) or 1 if self.failing and self.last_exit is not None else 0
 
     def _move(self, state: State) -> None:
         assert state in MOVES[self.state], f"{self.service.name}: {self.state} -> {state}"  # noqa: S101
@@ -91,7 +92,7 @@ class Supervised:
             if self._ending.is_set():
                 break
             ready_seconds = None if self._ready_at is None else time.monotonic() - self._ready_at
-            self.last_exit = returncode
+            self.last_exit, self.failing = returncode, True
             self.attempts = after_death(self.attempts, self.service.limits, ready_seconds)
             if self.attempts.gave_up:
                 self._move(State.FAILED)
@@ -141,7 +142,7 @@ class Supervised:
         while True:
             if self.state in (State.STARTING, State.DEGRADED) and missed == 0:
                 self._ready_at = self._ready_at or time.monotonic()
-                self.last_exit = None
+                self.failing = False
                 self._move(State.READY)
             await asyncio.sleep(_WATCH_SECONDS)
             missed = 0 if await self._answers() else missed + 1

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.boot.policy import Limits
-from comfypod.boot.settings import is_loopback, secret_variables
+from comfypod.boot.settings import secret_variables
 from comfypod.files import write_atomic
+from comfypod.ports import http_url, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +44,14 @@ class Service:
     limits: Limits
     stop_seconds: float
 
+    @property
+    def url(self) -> str:
+        """Where it answers on this machine."""
+        return http_url(self.host, self.port)
 
-def _connect_host(listen: str) -> str:
+
+def connect_host(listen: str) -> str:
+    """Return where to reach a server on this machine that listens on an address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 - compared, not bound
 
 
@@ -71,7 +78,7 @@ def comfyui(pod: PodFile, settings: Settings, seeded: Seeded, environ: Mapping[s
         safe_argv=safe,
         env=child_environ(environ, Path(pod.python)),
         cwd=seeded.base,
-        host=_connect_host(settings.listen),
+        host=connect_host(settings.listen),
         port=settings.port,
         path="/system_stats",
         critical=True,
@@ -105,7 +112,7 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
         safe_argv=tuple(argv),
         env=env,
         cwd=settings.workspace,
-        host=_connect_host(settings.listen),
+        host=connect_host(settings.listen),
         port=settings.jupyter_port,
         path="/api",
         critical=False,

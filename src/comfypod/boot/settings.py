@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from comfypod.errors import Problem, UsageError
+from comfypod.ports import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,6 @@ _OURS = {
     "--port": "use the setting `port`",
     "--base-directory": "use the setting `workspace`",
 }
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def _port(text: str) -> int:
@@ -159,11 +159,6 @@ def _text(value: Any) -> str:
     return shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an address can be reached from this machine alone."""
-    return address in _LOOPBACK or address.startswith("127.")
-
-
 def secret_variables() -> frozenset[str]:
     """Names of environment variables that no child may see."""
     names = {name for row in TABLE if row.secret for name in row.variables}
@@ -184,11 +179,22 @@ def resolve(built: Mapping[str, str], environ: Mapping[str, str], arguments: Map
     settings = _resolved([*first, *last])
     path = settings.workspace / "comfypod.toml"
     try:
-        own = _from_workspace(path)
-        return _resolved([*first, ("comfypod.toml", own), *last]) if own else settings
+        if own := _from_workspace(path):
+            settings = _resolved([*first, ("comfypod.toml", own), *last])
     except UsageError as error:
         problem = Problem("settings", f"{path} is not used: {error.message}", error.hint)
-        return replace(settings, problems=(problem,))
+        settings = replace(settings, problems=(problem,))
+    if is_loopback(settings.listen):
+        return settings
+    return replace(settings, problems=(*settings.problems, _open_door(settings)))
+
+
+def _open_door(settings: Settings) -> Problem:
+    return Problem(
+        "no-login",
+        f"whoever reaches {settings.listen}:{settings.port} has ComfyUI without a login, as COMFYPOD_AUTH=none asked",
+        "listen on 127.0.0.1 and use a tunnel unless that is meant",
+    )
 
 
 def _resolved(layers: list[_Layer]) -> Settings:
@@ -213,6 +219,8 @@ def as_text(name: str, value: Any) -> str:
     row = next((row for row in TABLE if row.name == name), None)
     if row is None:
         raise UsageError(f"there is no setting {name!r}", f"settings are: {', '.join(row.name for row in TABLE)}")
+    if name == "workspace":
+        raise UsageError("the workspace is not chosen in a file", "use --workspace or COMFYPOD_WORKSPACE")
     if row.secret:
         raise UsageError(f"{name} is a secret", f"give it as {row.variables[0]} or {row.variables[0]}_FILE")
     _parsed(row, "comfypod.toml", _text(value))
@@ -271,7 +279,7 @@ def _from_workspace(path: Path) -> dict[str, str]:
         raise UsageError(str(error), "mend the file, or move it away") from error
     if not isinstance(table, dict):
         raise UsageError("`settings` is not a table", "write it as [settings]")
-    return {name: as_text(name, value) for name, value in table.items() if name != "workspace"}
+    return {name: as_text(name, value) for name, value in table.items()}
 
 
 def _parsed(row: Setting, origin: Origin, text: str) -> Any:

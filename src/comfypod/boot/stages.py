@@ -64,8 +64,8 @@ def prepare_workspace(context: Context, view: StageView) -> str:
     """Take the workspace, seed it, keep its records."""
     layout, pod = context.layout, context.pod
     try:
-        _take(context)
         state.read(layout.state)
+        _take(context)
         seeded = context.seeded = seed(layout, pod, Path(pod.comfyui_path), _progress(context, view))
         release = pod.release if seeded.action != "other" else seeded.release
         state.write(layout.state, state.State(release, pod.environment_key, str(layout.root)))
@@ -171,7 +171,7 @@ def _is_node(entry: os.DirEntry[str]) -> bool:
 
 
 def check_models(context: Context, view: StageView) -> str:
-    """Compare the locked models with what is there, by size; digests are `models verify`'s work."""
+    """Compare the locked models with what is there, by size: digests of large files would hold up the boot."""
     del view
     assert context.seeded is not None  # noqa: S101 - the workspace stage has run
     base, rows = context.seeded.base / "models", []

@@ -17,12 +17,15 @@ from comfypod.boot.logfile import LogFile
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES, Context, Stage, StageCancelledError
 from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError
-from comfypod.files import FolderLock
+from comfypod.files import FolderLock, storage_error
+from comfypod.ports import http_url
 from comfypod.result import Result, failure
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from comfypod.boot.settings import Settings
     from comfypod.log import Console
     from comfypod.podfile import PodFile
@@ -68,13 +71,22 @@ class Supervisor:
                 "stop what uses it, or choose another with --control-port",
             ) from error
         self.health.note("control plane answers")
-        boot = asyncio.create_task(self._boot())
+        self._spawn(self._boot())
         await self._stop.wait()
-        await boot
         await self._stop_services()
         server.close()
         self._clean_up()
         return self._result()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run something beside the rest; a defect in it stops the pod instead of leaving it half alive."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.exception() is not None:
+            self._stop.set()
 
     def _result(self) -> Result:
         if self._failure is not None:
@@ -126,14 +138,19 @@ class Supervisor:
         except StageCancelledError:
             view.state = "failed"
         except ComfypodError as error:
-            view.state, view.detail = ("failed" if stage.policy == "stop" else "degraded"), error.message
-            for problem in error.problems:
-                self._report(problem)
-            if stage.policy == "stop":
-                self._fail(error)
+            self._stage_failed(stage, view, error)
+        except OSError as error:
+            self._stage_failed(stage, view, storage_error(error, f"the stage {stage.name} failed"))
         view.seconds = round(time.monotonic() - started, 3)
         self._console.line(f"  {stage.name}: {view.detail} ({view.seconds:.2f} s)")
         return view.state in ("done", "degraded")
+
+    def _stage_failed(self, stage: Stage, view: StageView, error: ComfypodError) -> None:
+        view.state, view.detail = ("failed" if stage.policy == "stop" else "degraded"), error.message
+        for problem in error.problems:
+            self._report(problem)
+        if stage.policy == "stop":
+            self._fail(error)
 
     def _fail(self, error: ComfypodError) -> None:
         self.health.failed = error.message
@@ -155,11 +172,7 @@ class Supervisor:
         assert context.seeded is not None  # noqa: S101 - the workspace stage has run
         comfyui = services.comfyui(self._pod, self._settings, context.seeded, os.environ)
         jupyter = services.jupyter(self._pod, self._settings, self._layout, context.token, os.environ)
-        self.health.urls = {
-            service.name: f"http://{service.host}:{service.port}"
-            for service in (comfyui, jupyter)
-            if service is not None
-        }
+        self.health.urls = {service.name: service.url for service in (comfyui, jupyter) if service is not None}
         self._start(comfyui)
         self._start(jupyter)
 
@@ -170,7 +183,7 @@ class Supervisor:
         self._logs.append(log)
         supervised = Supervised(service, partial(self._output, service.name, log), self._changed)
         self.health.services.append(supervised)
-        self._tasks.append(asyncio.create_task(supervised.run()))
+        self._spawn(supervised.run())
 
     def _output(self, name: str, log: LogFile, data: bytes) -> None:
         log.write(data)
@@ -188,6 +201,8 @@ class Supervisor:
             self.health.note(f"{service.service.name} process started")
             self._record()
         name, attempts = service.service.name, service.attempts
+        if service.state is State.READY:
+            self.health.settle(name)
         if service.state is State.WAITING:
             self._report(Problem(name, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
             if attempts.safe_mode and attempts.quick == 0:
@@ -218,7 +233,7 @@ class Supervisor:
             for service in self.health.services
             if service.pid is not None
         )
-        control = f"http://{self._settings.control_listen}:{self._settings.control_port}"
+        control = http_url(services.connect_host(self._settings.control_listen), self._settings.control_port)
         try:
             run.write(self._layout.run_record, run.RunRecord(boot, control, self.health.urls, children))
         except OSError as error:
@@ -226,9 +241,13 @@ class Supervisor:
 
     async def _stop_services(self) -> None:
         self.health.stopping = True
+        await asyncio.wait(self._tasks[:1])
         for service in self.health.services:
             await service.stop()
-        await asyncio.gather(*self._tasks)
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if defects := [result for result in results if isinstance(result, BaseException)]:
+            self._clean_up()
+            raise defects[0]
 
     def _clean_up(self) -> None:
         """Leave nothing that says that this pod runs."""

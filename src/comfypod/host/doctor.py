@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,14 +21,16 @@ from comfypod.manifest.profiles import load_profiles
 from comfypod.manifest.profiles import profile as profile_named
 from comfypod.ports import busy
 from comfypod.result import Result
+from comfypod.workspace import run
+from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from comfypod.host.prepare import Need
     from comfypod.lock.schema import Lock
 
+Addresses = Sequence[tuple[str, Mapping[str, int]]]
 State = Literal["ok", "note", "problem"]
 _NETWORK_SECONDS = 3.0
 _PROGRAM_SECONDS = 5.0
@@ -50,15 +53,15 @@ def examine(
     *,
     data: Path,
     workspace: Path,
-    ports: Mapping[str, int],
-    listen: str = "127.0.0.1",
+    addresses: Addresses,
     lock: Lock | None = None,
     profile: str = "auto",
     jupyter: bool = True,
 ) -> tuple[Finding, ...]:
     """Look at everything that `up` depends on; bounded, and changes nothing.
 
-    `ports` is by the option that sets each. Without a lock (in a pod) the store is left out.
+    `addresses` holds, for each address, its ports by the option that sets them. Without a lock (in a pod) the store is
+    left out.
 
     Raises:
         UsageError: there is no such profile.
@@ -73,7 +76,7 @@ def examine(
         profile_finding,
         *store,
         *_disks(data, workspace, todo, lock),
-        *_ports(listen, ports, in_pod=lock is None),
+        *(finding for listen, ports in addresses for finding in _ports(listen, ports, workspace)),
         _network(fetching=bool(todo)),
         *map(_engine, ("docker", "podman")),
         _uv(),
@@ -87,16 +90,13 @@ def doctor(
     *,
     data: Path,
     workspace: Path,
-    ports: Mapping[str, int],
-    listen: str = "127.0.0.1",
+    addresses: Addresses,
     lock: Lock | None = None,
     profile: str = "auto",
     jupyter: bool = True,
 ) -> Result:
     """Report what `examine` found; status "error" and exit code 13 when something would stop `up`."""
-    findings = examine(
-        data=data, workspace=workspace, ports=ports, listen=listen, lock=lock, profile=profile, jupyter=jupyter
-    )
+    findings = examine(data=data, workspace=workspace, addresses=addresses, lock=lock, profile=profile, jupyter=jupyter)
     problems = tuple(
         Problem(HostError.code, f"{finding.name}: {finding.detail}", finding.meaning)
         for finding in findings
@@ -173,15 +173,16 @@ def _disk(name: str, path: Path, needed: int, inodes: int) -> Finding:
     return Finding(name, "ok", detail)
 
 
-def _ports(listen: str, ports: Mapping[str, int], *, in_pod: bool) -> list[Finding]:
+def _ports(listen: str, ports: Mapping[str, int], workspace: Path) -> list[Finding]:
     try:
         taken = busy(listen, ports)
     except UsageError as error:
         return [Finding("ports", "problem", error.message, error.hint)]
     if not taken:
         return [Finding("ports", "ok", f"{', '.join(map(str, ports.values()))} are free on {listen}")]
-    if in_pod:
-        return [Finding("ports", "note", str(entry), "a running pod holds its own ports") for entry in taken]
+    if (record := run.running(Layout(workspace).run_record)) is not None:
+        meaning = f"the pod of this workspace runs (pid {record.boot.pid}) and holds its own ports"
+        return [Finding("ports", "note", str(entry), meaning) for entry in taken]
     return [
         Finding("ports", "problem", str(entry), f"stop what holds it, or choose another with {entry.option}")
         for entry in taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,9 @@ def logs(layout: Layout, service: str, lines: int, follow: bool, console: Consol
         return Result("logs", {"path": str(path), "lines": found}, "\n".join(found))
     for line in found:
         console.line(line)
-    for line in _added(path):
-        console.line(line)
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in _added(path):
+            console.line(line)
     return Result("logs", {"path": str(path)})
 
 

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from comfypod import control, errors, files, ports, proc
 from comfypod.boot.logfile import tail
+from comfypod.boot.services import connect_host
 from comfypod.boot.settings import Settings, resolve
-from comfypod.errors import BusyError, ComfypodError, NotReadyError, Problem, ServiceError, error_of
-from comfypod.host.gpu import choose, probe
+from comfypod.errors import BusyError, ComfypodError, HostError, NotReadyError, Problem, ServiceError, error_of
+from comfypod.host.gpu import choose, probe, verdict
 from comfypod.host.prepare import prepare
 from comfypod.host.store import data_folder
 from comfypod.lock.load import read_lock
 from comfypod.manifest.profiles import Profile, load_profiles, profile
 from comfypod.result import Result
-from comfypod.workspace import run
+from comfypod.workspace import run, state
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
@@ -84,9 +85,13 @@ def up(options: Options, console: Console) -> Result:
 
 
 def _profile(name: str, console: Console) -> Profile:
+    found = probe()
     if name != "auto":
-        return profile(name)
-    choice = choose(probe(), load_profiles())
+        chosen = profile(name)
+        if reason := verdict(found, chosen):
+            raise HostError(reason, "`comfypod doctor` shows what this machine has")
+        return chosen
+    choice = choose(found, load_profiles())
     console.line(f"profile {choice.profile.name}: {choice.reason}")
     return choice.profile
 
@@ -98,6 +103,7 @@ def _ensure_startable(layout: Layout, settings: Settings) -> None:
             f"a pod already runs on the workspace {layout.root} (pid {record.boot.pid})",
             "`comfypod status` shows it, `comfypod down` stops it; or choose another --workspace",
         )
+    state.read(layout.state)
     files.make_folder(layout.records)
     if not os.access(layout.records, os.W_OK):
         raise files.storage_error(PermissionError(13, "", str(layout.records)), "cannot use the workspace")
@@ -130,7 +136,7 @@ def _wait(
     child: subprocess.Popen[bytes], layout: Layout, settings: Settings, seconds: float, console: Console
 ) -> Result:
     """Follow a detached boot until it is ready; an interrupt stops it again."""
-    address = f"http://{settings.control_listen}:{settings.control_port}"
+    address = ports.http_url(connect_host(settings.control_listen), settings.control_port)
     deadline, said = time.monotonic() + seconds, ""
     try:
         while time.monotonic() < deadline:
@@ -143,7 +149,7 @@ def _wait(
             time.sleep(_POLL_SECONDS)
     except (KeyboardInterrupt, SystemExit):
         child.terminate()
-        child.wait()
+        _end_boot(run.Child("boot", child.pid, proc.start_ticks(child.pid) or 0), layout, settings.stop_seconds)
         raise
     raise NotReadyError(
         f"the pod is not ready after {seconds:.0f} s: {said or 'it does not answer yet'}",
@@ -163,8 +169,8 @@ def _ready(layout: Layout, status: Mapping[str, Any]) -> Result:
     lines = [f"ready after {status['boot']['seconds_to_ready']:.1f} s"]
     lines += [f"  ComfyUI:    {urls['comfyui']}"]
     if "jupyter" in urls:
-        shown = urls["jupyter"]
-        if layout.token.is_file():
+        shown, given = urls["jupyter"], status["settings"]
+        if given["token"]["value"] == given["jupyter_password"]["value"] == "not given":
             shown += f"/lab?token={layout.token.read_text('ascii').strip()}"
         lines.append(f"  JupyterLab: {shown}")
     lines += [f"  workspace:  {layout.root}", "stop it with `comfypod down`, watch it with `comfypod logs -f`"]
@@ -199,16 +205,24 @@ def down(layout: Layout, console: Console) -> Result:
     """
     record = control.running(layout)
     started = time.monotonic()
-    proc.signal_process(record.boot.pid, signal.SIGTERM)
     status = control.status(record.control)
     shown = (status or {}).get("settings", {}).get("stop_seconds", {}).get("value", "4")
-    deadline = started + 2 * float(shown) + _STOP_SLACK
-    while record.boot.alive and time.monotonic() < deadline:
-        time.sleep(0.05)
-    forced = record.boot.alive
+    proc.signal_process(record.boot.pid, signal.SIGTERM)
+    forced = _end_boot(record.boot, layout, float(shown))
     if forced:
-        console.warning("the pod does not stop by itself; it is killed")
-        proc.signal_process(record.boot.pid, signal.SIGKILL)
-        run.end_orphans(record)
+        console.warning("the pod did not stop by itself and was killed")
     seconds = time.monotonic() - started
     return Result("down", {"seconds": round(seconds, 2), "forced": forced}, f"stopped in {seconds:.1f} s")
+
+
+def _end_boot(boot: run.Child, layout: Layout, stop_seconds: float) -> bool:
+    """Wait for a boot that was told to stop; kill it and its children when it does not. True when it was killed."""
+    deadline = time.monotonic() + 2 * stop_seconds + _STOP_SLACK
+    while boot.alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not boot.alive:
+        return False
+    proc.signal_process(boot.pid, signal.SIGKILL)
+    if (record := run.read(layout.run_record)) is not None:
+        run.end_orphans(record)
+    return True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from comfypod.podfile import PodFile
     from comfypod.workspace.layout import Layout
 
+USER_FOLDERS = ("custom_nodes", "input", "models", "output", "user")
 _SLACK = 16 << 20
 
 
@@ -28,7 +29,7 @@ class Seeded:
     """Where ComfyUI's core and the user's folders are, and how that came to be.
 
     `kept`: the volume holds this release. `other`: it holds another release, or a ComfyUI that comfypod did not make;
-    then the core runs from the image over the user's folders, and nothing of theirs is changed.
+    then the core runs from the image over the user's folders, and nothing that is there is changed.
     """
 
     action: Literal["seeded", "kept", "other"]
@@ -48,6 +49,7 @@ def seed(layout: Layout, pod: PodFile, pristine: Path, advance: Callable[[int], 
     files.remove_tree(layout.staging)
     if layout.comfyui.is_dir():
         found = _marked_release(layout)
+        _make_user_folders(layout)
         if found == pod.release:
             return Seeded("kept", layout.comfyui, layout.comfyui, found)
         return Seeded("other", pristine, layout.comfyui, found)
@@ -73,6 +75,14 @@ def _stage_and_switch(layout: Layout, pod: PodFile, pristine: Path, advance: Cal
     staged.rename(layout.comfyui)
     files.fsync_folder(layout.root)
     return copied
+
+
+def _make_user_folders(layout: Layout) -> None:
+    """Make those that are missing: without `custom_nodes` ComfyUI does not start."""
+    for name in USER_FOLDERS:
+        folder = layout.comfyui / name
+        if not os.path.lexists(folder):
+            files.make_folder(folder)
 
 
 def _marked_release(layout: Layout) -> str:

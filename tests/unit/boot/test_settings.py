@@ -46,6 +46,26 @@ def test_comfyui_without_a_login_is_not_opened_by_accident() -> None:
         resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0"}, {})
     opened = resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0", "COMFYPOD_AUTH": "none"}, {})
     assert opened.listen == "0.0.0.0"
+    assert [problem.code for problem in opened.problems] == ["no-login"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "localhost", "::1"])
+def test_loopback_needs_no_login(address: str) -> None:
+    assert resolve({}, {"COMFYPOD_LISTEN": address}, {}).problems == ()
+
+
+@pytest.mark.parametrize("address", ["127.example.com", "::", "10.0.0.1", "127.0.0.1.example.com"])
+def test_what_only_looks_like_loopback_is_refused(address: str) -> None:
+    with pytest.raises(UsageError):
+        resolve({}, {"COMFYPOD_LISTEN": address}, {})
+
+
+def test_no_file_chooses_the_workspace_or_holds_a_secret(tmp_path: Path) -> None:
+    for text in ('workspace = "/elsewhere"', 'token = "t"'):
+        (tmp_path / "comfypod.toml").write_text(f"[settings]\n{text}\n")
+        settings = resolve({"workspace": str(tmp_path)}, {}, {})
+        assert (settings.workspace, settings.token) == (tmp_path, "")
+        assert len(settings.problems) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import socket
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from comfypod import proc
 from comfypod.errors import UsageError
 from comfypod.host import doctor, gpu
 from comfypod.host.prepare import prepare
 from comfypod.log import Console
 from comfypod.manifest.profiles import profile
+from comfypod.workspace import run
+from comfypod.workspace.layout import Layout
 from tests.unit.host import tiny
 
 if TYPE_CHECKING:
@@ -38,9 +42,17 @@ def lock(tmp_path: Path, wheels: Path) -> Lock:
     )
 
 
+def _at(port: int) -> doctor.Addresses:
+    return (("127.0.0.1", {"--port": port}),)
+
+
 def _findings(tmp_path: Path, lock: Lock | None = None, profile: str = "cpu") -> dict[str, doctor.Finding]:
     found = doctor.examine(
-        data=tmp_path / "data", workspace=tmp_path / "workspace", ports=_PORTS, lock=lock, profile=profile
+        data=tmp_path / "data",
+        workspace=tmp_path / "workspace",
+        addresses=(("127.0.0.1", _PORTS),),
+        lock=lock,
+        profile=profile,
     )
     return {finding.name: finding for finding in found}
 
@@ -97,7 +109,7 @@ def test_too_small_a_disk_names_both_sizes(tmp_path: Path, lock: Lock) -> None:
 def test_a_finding_that_stops_up_ends_with_13_and_its_remedy(tmp_path: Path, lock: Lock) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        result = doctor.doctor(data=tmp_path, workspace=tmp_path, ports={"--port": port}, lock=lock, profile="cpu")
+        result = doctor.doctor(data=tmp_path, workspace=tmp_path, addresses=_at(port), lock=lock, profile="cpu")
     assert (result.exit_code, result.status) == (13, "error")
     assert [problem.code for problem in result.errors] == ["host", "host"]
     assert f"port {port} is in use by" in result.errors[0].message
@@ -109,7 +121,7 @@ def test_a_finding_that_stops_up_ends_with_13_and_its_remedy(tmp_path: Path, loc
 
 
 def test_a_good_machine_ends_with_0_in_aligned_columns(tmp_path: Path) -> None:
-    result = doctor.doctor(data=tmp_path, workspace=tmp_path, ports=_PORTS, profile="cpu")
+    result = doctor.doctor(data=tmp_path, workspace=tmp_path, addresses=(("127.0.0.1", _PORTS),), profile="cpu")
     assert (result.exit_code, result.status, result.errors) == (0, "success", ())
     lines = [line for line in result.text.splitlines() if not line.startswith(" ")]
     column = lines[0].index("  ", len("note   "))
@@ -118,8 +130,12 @@ def test_a_good_machine_ends_with_0_in_aligned_columns(tmp_path: Path) -> None:
     assert column > 0
 
 
-def test_a_port_that_the_running_pod_holds_is_no_problem_inside_it(tmp_path: Path) -> None:
+def test_a_port_that_the_workspaces_own_pod_holds_is_no_problem(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.records.mkdir()
+    me = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
+    run.write(layout.run_record, run.RunRecord(me, "", {}))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = doctor.examine(data=tmp_path, workspace=tmp_path, ports={"--port": port}, lock=None, profile="cpu")
+        found = doctor.examine(data=tmp_path, workspace=tmp_path, addresses=_at(port), lock=None, profile="cpu")
     assert [finding.state for finding in found if finding.name == "ports"] == ["note"]
