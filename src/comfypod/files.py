@@ -124,20 +124,23 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
     One writer at a time; what a killed one left staged is overwritten by the next.
     """
     staged = path.with_name(f".{path.name}.new")
-    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
+    with contextlib.ExitStack() as undo:
+        handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        undo.callback(_discard, staged)
         with os.fdopen(handle, "wb") as sink:
             sink.write(data)
             sink.flush()
             if durable:
                 os.fsync(sink.fileno())
         os.rename(staged, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(staged)
-        raise
+        undo.pop_all()
     if durable:
         fsync_folder(path.parent)
+
+
+def _discard(staged: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(staged)
 
 
 def sha256_file(path: Path) -> str:

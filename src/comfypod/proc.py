@@ -99,9 +99,9 @@ def run(
                     timed_out = True
                     stdout, stderr = _end(child)
                     break
-    except BaseException:
-        _end(child)
-        raise
+    finally:
+        if child.returncode is None:
+            _end(child)
     return Completed(tuple(argv), child.returncode, stdout, stderr, timed_out)
 
 

@@ -91,7 +91,8 @@ class Health:
         if self.failed:
             return [self.failed]
         running = [f"stage {stage.name} runs: {stage.detail}" for stage in self.stages if stage.state == "running"]
-        return running + [sentence(service) for service in self._critical() if service.state is not State.READY]
+        waiting = [sentence(service) for service in self._critical() if service.state is not State.READY]
+        return running + waiting or [f"the pod is {self.phase}"]
 
     def snapshot(self) -> dict[str, Any]:
         """Return `/status` (fields in `docs/status.md`) without what must be asked of ComfyUI."""

@@ -68,4 +68,4 @@ def tail(path: Path, lines: int, *, reach: int = 1 << 16) -> list[str]:
             text = handle.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return text.splitlines()[-lines:]
+    return text.splitlines()[-lines:] if lines > 0 else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,16 +128,15 @@ class Store:
         # In place and not by rename: scripts and bytecode hold the absolute path.
         files.remove_tree(folder)
         files.make_folder(folder)
-        try:
+        with ExitStack() as undo:
+            undo.callback(files.remove_tree, folder)
             build(building)
             files.sync_filesystem(folder)
             marker = Marker(
                 kind, folder.name, files.tree_bytes(folder), round(time.monotonic() - started, 1), int(time.time())
             )
             files.write_atomic(folder / MARKER, json.dumps(asdict(marker)).encode() + b"\n")
-        except BaseException:
-            files.remove_tree(folder)
-            raise
+            undo.pop_all()
         console.line(f"  {kind} {folder.name}: {human_bytes(marker.bytes)} in {marker.seconds:.1f} s")
 
     @contextmanager

@@ -55,7 +55,11 @@ def _untar(archive: Path, folder: Path) -> None:
             else:
                 raise IntegrityError(f"the archive holds {member.name!r}, which is no file, folder or symbolic link")
     for member in links:
-        (folder / member.name).symlink_to(member.linkname)
+        link = folder / _inner(member.name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(member.linkname)
+        if not link.resolve().is_relative_to(folder.resolve()):
+            raise IntegrityError(f"the archive reaches outside its folder: {member.name!r}")
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:

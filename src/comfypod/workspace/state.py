@@ -39,7 +39,7 @@ def read(path: Path) -> State | None:
         schema = int(body["schema"])
         if schema <= SCHEMA:
             return State(body["release"], body["environment"], body["mount"], body["writer"], schema)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     raise StorageError(
         f"{path.parent.parent} was written by comfypod {body.get('writer')} with schema {schema}; "

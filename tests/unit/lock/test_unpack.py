@@ -55,6 +55,42 @@ def test_g8_a_tar_that_reaches_outside_is_refused(tmp_path: Path, name: str, lin
     assert not (tmp_path / "evil").exists()
 
 
+def test_files_links_and_their_modes_come_out_as_they_went_in(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a", "w:xz") as tar:
+        for name, mode in (("top/run", 0o755), ("top/sub/data", 0o4600)):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = 3, mode
+            tar.addfile(member, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("top/sub/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "../run"
+        tar.addfile(link)
+    tree = unpack(tmp_path / "a", tmp_path / "out")
+    assert (tree / "run").read_bytes() == (tree / "sub" / "link").read_bytes() == b"abc"
+    assert [(tree / name).stat().st_mode & 0o7777 for name in ("run", "sub/data")] == [0o755, 0o644]
+
+
+def test_g8_links_through_links_cannot_leave_either(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a", "w") as tar:
+        for name, target in (("top/a/b/deep", "../../other"), ("top/a/b/deep/out", "../../../../evil")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+        member = tarfile.TarInfo("top/other/x")
+        tar.addfile(member, io.BytesIO())
+    with pytest.raises(IntegrityError, match="outside"):
+        unpack(tmp_path / "a", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_g8_hard_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a", "w") as tar:
+        member = tarfile.TarInfo("top/x")
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(IntegrityError, match="no file, folder or symbolic link"):
+        unpack(tmp_path / "a", tmp_path / "out")
+
+
 @pytest.mark.parametrize("cut", [10, 60])
 def test_a_broken_archive_is_a_source_that_failed(tmp_path: Path, cut: int) -> None:
     path = write_tar(tmp_path / "a", "top/x", "top/y")
