@@ -9,9 +9,12 @@ import time
 def main() -> int:
     """Run one command; return its exit code."""
     begun = time.monotonic()
-    from comfypod.cli import run
+    try:
+        from comfypod.cli import run
 
-    return run(sys.argv[1:], begun)
+        return run(sys.argv[1:], begun)
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

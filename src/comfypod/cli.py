@@ -206,7 +206,7 @@ def _arguments(options: argparse.Namespace, extra: Sequence[str]) -> dict[str, s
     for flag, name in _FLAGS.items():
         value = getattr(options, flag, None)
         if value is not None:
-            given[name] = str(Path(value).expanduser().absolute()) if flag == "workspace" else value
+            given[name] = str(_expanded(value)) if flag == "workspace" else value
     if getattr(options, "no_jupyter", False):
         given["jupyter"] = "off"
     if extra:
@@ -232,9 +232,16 @@ def _layout(options: argparse.Namespace) -> Layout:
     """Find the workspace: the flag, the environment, the pod's or the host's default."""
     from comfypod.workspace.layout import Layout
 
-    given = options.workspace or os.environ.get("COMFYPOD_WORKSPACE")
+    given = options.workspace or os.environ.get("COMFYPOD_WORKSPACE", "").strip()
     default = "/workspace" if podfile.find() else "~/comfypod"
-    return Layout(Path(given or default).expanduser().absolute())
+    return Layout(_expanded(given or default))
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: there is no such home", "give the folder from / on") from error
 
 
 def _lock_file(options: argparse.Namespace) -> Path | None:

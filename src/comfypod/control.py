@@ -35,8 +35,11 @@ def status(control: str) -> dict[str, Any] | None:
     answer = ask(control, "/status")
     if answer is None or answer[0] != 200:
         return None
-    body: dict[str, Any] = json.loads(answer[1])
-    return body
+    try:
+        body = json.loads(answer[1])
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def running(layout: Layout) -> run.RunRecord:

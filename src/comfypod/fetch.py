@@ -26,19 +26,33 @@ def _open(
 ) -> HTTPResponse:
     if not url.startswith(("https://", "http://")):
         raise SourceError(f"cannot fetch {url}: only http and https addresses are fetched")
-    request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
-        url, method=method, headers={"User-Agent": f"comfypod/{__version__}", **headers}
-    )
     try:
-        opener = urllib.request.build_opener(*handlers)
-        response: HTTPResponse = opener.open(request, timeout=_CONNECT_SECONDS)
+        request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
+            url, method=method, headers={"User-Agent": f"comfypod/{__version__}", **headers}
+        )
+        response: HTTPResponse = _opener(*handlers).open(request, timeout=_CONNECT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         raise SourceError(f"{url} answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise SourceError(f"{url} is not reachable: {reason}", "check the network, or use --offline") from error
+    except ValueError as error:
+        raise SourceError(f"{url} is not an address: {error}", "check how it is written") from error
     return response
+
+
+def _opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """Return an opener that knows http and https alone, also after a redirect."""
+    opener = urllib.request.OpenerDirector()
+    redirects = any(isinstance(handler, urllib.request.HTTPRedirectHandler) for handler in handlers)
+    for handler in (
+        urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
+        *(() if redirects else (urllib.request.HTTPRedirectHandler(),)), *handlers,
+    ):  # fmt: skip
+        opener.add_handler(handler)
+    return opener
 
 
 def get_json(url: str, accept: str = "application/json") -> Any:

@@ -20,7 +20,6 @@ from comfypod.log import human_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_CHUNK = 1 << 20
 _NOT_CONTENT = frozenset({".git", "__pycache__"})
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS})
 
@@ -127,6 +126,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
     with contextlib.ExitStack() as undo:
         handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         undo.callback(_discard, staged)
+        os.fchmod(handle, mode)
         with os.fdopen(handle, "wb") as sink:
             sink.write(data)
             sink.flush()
@@ -151,13 +151,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def content_paths(root: Path) -> Iterator[str]:
     """Yield the files and links below `root` in sorted order, relative, with `/`.
 
     `.git` and `__pycache__` are not contents: they differ between sources of the same tree.
     """
     found: list[str] = []
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, onerror=_raise):
         names[:] = [name for name in names if name not in _NOT_CONTENT]
         links = [name for name in names if os.path.islink(os.path.join(folder, name))]
         base = os.path.relpath(folder, root)
@@ -187,6 +191,14 @@ def tree_facts(root: Path) -> TreeFacts:
     return TreeFacts(f"sha256:{whole.hexdigest()}", count, total)
 
 
+def strip_tree(root: Path) -> None:
+    """Remove what the digest of a tree does not cover, so that nothing unseen comes along with it."""
+    for folder, names, _ in os.walk(root):
+        for name in _NOT_CONTENT.intersection(names):
+            remove_tree(Path(folder, name))
+            names.remove(name)
+
+
 def tree_bytes(root: Path) -> int:
     """Return the bytes that a tree takes on disk, hard links counted once."""
     seen: set[int] = set()
@@ -207,8 +219,9 @@ def copy_tree(source: Path, target: Path, done: Callable[[int], None] | None = N
     `done` is told the bytes so far after every file, and may raise to stop.
     """
     total = 0
+    os.stat(source)
     os.mkdir(target)
-    for folder, names, files in os.walk(source):
+    for folder, names, files in os.walk(source, onerror=_raise):
         place = target / os.path.relpath(folder, source)
         for name in sorted(names):
             path = os.path.join(folder, name)

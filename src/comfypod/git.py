@@ -17,7 +17,7 @@ _REACH_SECONDS = 15.0
 _FETCH_SECONDS = 600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
-_URL = re.compile(r"(https?|ssh|git|file)://[^\s]+|[\w.-]+@[\w.-]+:[^\s]+|/[^\s]*")
+_URL = re.compile(r"((https?|ssh|git|file)://|[\w.-]+@[\w.-]+:|/)[^\s\x00-\x1f]*")
 
 
 def is_commit(text: str) -> bool:
@@ -47,6 +47,12 @@ def _checked(url: str, reference: str) -> None:
         raise SourceError(f"{reference!r} is not a commit, tag or branch name")
 
 
+def _upload_pack(url: str) -> tuple[str, ...]:
+    """Let a repository on this machine be read whoever owns it; what comes from it is checked by digest."""
+    local = url.startswith(("/", "file://"))
+    return ("--upload-pack=git -c safe.directory=* upload-pack",) if local else ()
+
+
 def resolve(url: str, reference: str) -> str:
     """Return the commit that a tag, a branch or `HEAD` names now; a full commit is returned as it is.
 
@@ -56,7 +62,7 @@ def resolve(url: str, reference: str) -> str:
     _checked(url, reference)
     if is_commit(reference):
         return reference
-    done = _git("ls-remote", "--", url, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
+    done = _git("ls-remote", *_upload_pack(url), "--", url, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
     if not done.ok:
         raise SourceError(f"{url} is not reachable: {_last_line(done)}")
     rows = (line.split("\t", 1) for line in done.stdout.splitlines())
@@ -77,7 +83,7 @@ def export(url: str, reference: str, target: Path, tick: Callable[[], None] | No
     store = target.with_name(target.name + ".git")
     for arguments, seconds in (
         (("init", "--quiet", "--bare", str(store)), _REACH_SECONDS),
-        (("-C", str(store), "fetch", "--quiet", "--depth=1", "--", url, commit), _FETCH_SECONDS),
+        (("-C", str(store), "fetch", "--quiet", "--depth=1", *_upload_pack(url), "--", url, commit), _FETCH_SECONDS),
     ):
         done = _git(*arguments, seconds=seconds, tick=tick)
         if not done.ok:
@@ -96,4 +102,5 @@ def _last_line(done: proc.Completed) -> str:
     if done.timed_out:
         return "no answer in time"
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"git ended with {done.returncode}"
+    fatal = [line for line in lines if line.startswith("fatal:")]
+    return (fatal or lines[-1:] or [f"git ended with {done.returncode}"])[0]

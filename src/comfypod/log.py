@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ class Console:
 
     def __init__(self, out: TextIO | None = None, *, quiet: bool = False) -> None:
         self._out = out or (sys.stderr if quiet else sys.stdout)
-        self._json = quiet
+        self.quiet = quiet
+        self._gone = False
         self._mirrors: list[Callable[[str], None]] = []
 
     def mirror(self, write: Callable[[str], None]) -> None:
@@ -47,13 +49,8 @@ class Console:
 
     def line(self, text: str = "", *, private: bool = False) -> None:
         """Write one line at once; a `private` one goes to no log. A reader that has gone away is not an error."""
-        try:
-            self._out.write(text + "\n")
-            self._out.flush()
-        except (BrokenPipeError, ValueError):
-            self._out = open_null()
-        except OSError:
-            pass
+        if not self._gone:
+            self._gone = not _write(self._out, text)
         for write in () if private else self._mirrors:
             write(text)
 
@@ -91,9 +88,8 @@ class Console:
 
     def render(self, result: Result) -> None:
         """Print a command's result: text, or the JSON envelope."""
-        if self._json:
-            sys.stdout.write(result.envelope() + "\n")
-            sys.stdout.flush()
+        if self.quiet:
+            _write(sys.stdout, result.envelope())
             return
         if result.text:
             self.line(result.text)
@@ -101,11 +97,19 @@ class Console:
             self.problem(problem)
 
 
-def open_null() -> TextIO:
-    """Open a place for lines that nobody reads any more."""
-    import os
-
-    return open(os.devnull, "w", encoding="utf-8")
+def _write(out: TextIO, text: str) -> bool:
+    """Write a line; False when nobody reads any more. What the terminal cannot show is shown as `?`."""
+    try:
+        encoding = out.encoding or "utf-8"
+        out.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        out.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end and would report the same again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return False
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

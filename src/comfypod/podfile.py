@@ -86,7 +86,21 @@ def _decode(body: Any) -> PodFile:
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}")
     models = tuple(LockedModel(**model) for model in body.get("models", ()))
-    return PodFile(**{**body, "models": models, "comfyui_args": tuple(body.get("comfyui_args", ()))})
+    arguments = body.get("comfyui_args", [])
+    pod = PodFile(**{**body, "models": models, "comfyui_args": tuple(arguments)})
+    texts = (entry.name for entry in fields(PodFile) if entry.type == "str")
+    wrong = [name for name in texts if not isinstance(getattr(pod, name), str)]
+    wrong += ["comfyui_args"] * (
+        not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments)
+    )
+    wrong += ["settings"] * (not isinstance(pod.settings, dict) or not all(map(_is_text, pod.settings.items())))
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is of another type")
+    return pod
+
+
+def _is_text(item: tuple[object, object]) -> bool:
+    return all(isinstance(part, str) for part in item)
 
 
 def find() -> Path | None:

@@ -36,7 +36,7 @@ def is_loopback(address: str) -> bool:
         return True
     try:
         return socket.inet_pton(socket.AF_INET, address)[0] == 127
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -81,8 +81,9 @@ def _opens(listen: str, port: int, option: str) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
-    except socket.gaierror as error:
-        raise UsageError(f"--listen {listen}: {error.strerror}", "give an address of this machine") from error
+    except (socket.gaierror, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--listen {listen!r}: {reason}", "give an address of this machine") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return False

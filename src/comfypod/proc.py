@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,40 +79,44 @@ def run(
     command = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *argv] if tied else list(argv)
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
             env=None if env is None else dict(env), cwd=cwd, text=True, errors="replace", pass_fds=tuple(keep),
         )  # fmt: skip
-    except OSError as error:
-        raise HostError(
-            f"cannot run {argv[0]}: {error.strerror}", "check that it is installed and executable"
-        ) from error
-    remaining, timed_out = seconds, False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise HostError(f"cannot run {argv[0]}: {reason}", "check that it is installed and executable") from error
     try:
-        while True:
-            try:
-                stdout, stderr = child.communicate(timeout=min(_POLL_SECONDS, max(remaining, 0.01)))
-                break
-            except subprocess.TimeoutExpired:
-                remaining -= _POLL_SECONDS
-                if tick is not None:
-                    tick()
-                if remaining <= 0:
-                    timed_out = True
-                    stdout, stderr = _end(child)
-                    break
+        output = _follow(child, time.monotonic() + seconds, tick)
     finally:
-        if child.returncode is None:
-            _end(child)
-    return Completed(tuple(argv), child.returncode, stdout, stderr, timed_out)
+        last_words = _end(child) if child.returncode is None else ("", "")
+    stdout, stderr = output if output is not None else last_words
+    return Completed(tuple(argv), child.returncode, stdout, stderr, timed_out=output is None)
+
+
+def _follow(child: subprocess.Popen[str], deadline: float, tick: Callable[[], None] | None) -> tuple[str, str] | None:
+    """Return what the child printed by its end, None when the deadline came first."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return child.communicate(timeout=min(_POLL_SECONDS, left))
+        except subprocess.TimeoutExpired:
+            if tick is not None:
+                tick()
+    return None
 
 
 def _end(child: subprocess.Popen[str]) -> tuple[str, str]:
-    child.terminate()
-    try:
-        return child.communicate(timeout=_TERMINATE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.communicate()
+    """End the child's whole group, and do not wait for output that a stray descendant keeps open."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        signal_group(child.pid, signum)
+        try:
+            return child.communicate(timeout=_TERMINATE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    child.wait()
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+    return "", ""
 
 
 def replace(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
@@ -128,7 +133,19 @@ def detach(argv: Sequence[str], output: Path, env: Mapping[str, str] | None = No
         )  # fmt: skip
 
 
-async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> asyncio.subprocess.Process:
+@dataclass(frozen=True, slots=True)
+class ServiceChild:
+    """A supervised child and what it prints.
+
+    The pipe is ours and not asyncio's: there `wait` returns only when the last descendant has closed it.
+    """
+
+    process: asyncio.subprocess.Process
+    output: asyncio.StreamReader
+    close: Callable[[], None]
+
+
+async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> ServiceChild:
     """Start a supervised child in a session of its own, both streams joined in one pipe.
 
     Raises:
@@ -136,13 +153,22 @@ async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) 
     """
     import asyncio
 
+    reading, writing = os.pipe()
     try:
-        return await asyncio.create_subprocess_exec(
-            *argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT,
             env=dict(env), cwd=cwd, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
+        os.close(reading)
         raise HostError(f"cannot run {argv[0]}: {error.strerror}", "`comfypod up` repairs the store") from error
+    finally:
+        os.close(writing)
+    output = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb", buffering=0)
+    )
+    return ServiceChild(process, output, transport.close)
 
 
 def signal_group(pid: int, signum: signal.Signals) -> bool:

@@ -37,7 +37,7 @@ class Result:
             "data": dict(self.data),
             "errors": [asdict(problem) for problem in self.errors],
         }
-        return json.dumps(body, ensure_ascii=False)
+        return json.dumps(body)
 
 
 def failure(command: str, error: ComfypodError, data: Mapping[str, Any] | None = None) -> Result:

@@ -23,6 +23,7 @@ _STARTUP_POLL = 0.05
 _WATCH_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
 _MISSED_ANSWERS = 3
+_DRAIN_SECONDS = 1.0
 
 
 class State(StrEnum):
@@ -60,7 +61,6 @@ class Supervised:
         self.restarts = 0
         self.last_exit: int | None = None
         self.failing = False
-        self.started_at: float | None = None
         self._output = output
         self._changed = changed
         self._child: asyncio.subprocess.Process | None = None
@@ -104,35 +104,37 @@ class Supervised:
             self.restarts += not self._ending.is_set()
         if self.state in (State.READY, State.DEGRADED):
             self._move(State.STOPPING)
-        self._move(State.STOPPED)
+        if self.state is not State.STOPPED:
+            self._move(State.STOPPED)
 
     async def _one_run(self) -> int:
         self._ready_at = None
         self._move(State.STARTING)
         argv = self.service.safe_argv if self.attempts.safe_mode else self.service.argv
         try:
-            self._child = await proc.start_service(argv, self.service.env, self.service.cwd)
+            child = await proc.start_service(argv, self.service.env, self.service.cwd)
         except HostError as error:
             self._output(f"{error.message}\n".encode())
             return 127
-        self.started_at = time.monotonic()
+        self._child = child.process
         self._changed(self)
-        if self._ending.is_set():
-            self._begin_stop(self._child.pid)
         watcher = asyncio.create_task(self._watch())
-        pump = asyncio.create_task(self._pump(self._child))
-        returncode = await self._child.wait()
+        pump = asyncio.create_task(self._pump(child.output))
+        stopper = asyncio.create_task(self._end(child.process)) if self._ending.is_set() else None
+        returncode = await child.process.wait()
         watcher.cancel()
-        proc.signal_group(self._child.pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await pump
+        proc.signal_group(child.process.pid, signal.SIGKILL)
+        # A descendant in a session of its own may keep the pipe open for ever.
+        await asyncio.wait([pump], timeout=_DRAIN_SECONDS)
+        pump.cancel()
+        child.close()
+        if stopper is not None:
+            await stopper
         self._child = None
         return returncode
 
-    async def _pump(self, child: asyncio.subprocess.Process) -> None:
-        assert child.stdout is not None  # noqa: S101 - start_service always pipes
-        while chunk := await child.stdout.read(1 << 16):
+    async def _pump(self, output: asyncio.StreamReader) -> None:
+        while chunk := await output.read(1 << 16):
             self._output(chunk)
 
     async def _watch(self) -> None:
@@ -153,28 +155,25 @@ class Supervised:
         answer = await httpd.get(self.service.host, self.service.port, self.service.path, _ANSWER_SECONDS)
         return answer is not None and answer.status == 200
 
-    def _begin_stop(self, pid: int) -> None:
+    async def stop(self) -> None:
+        """Ask the child to end, insist after half of its time, kill its group after all of it."""
+        self._ending.set()
+        if self._child is not None and self._child.returncode is None:
+            await self._end(self._child)
+
+    async def _end(self, child: asyncio.subprocess.Process) -> None:
         was_ready = self.state in (State.READY, State.DEGRADED)
         if self.state is not State.STOPPING:
             self._move(State.STOPPING)
         # ComfyUI cleans up after Ctrl-C only, and only once it serves; JupyterLab would ask back.
-        gentle = signal.SIGINT if self.service.critical and was_ready else signal.SIGTERM
-        proc.signal_process(pid, gentle)
-
-    async def stop(self) -> None:
-        """Ask the child to end, insist after half of its time, kill its group after all of it."""
-        self._ending.set()
-        child = self._child
-        if child is None or child.returncode is not None:
-            return
-        self._begin_stop(child.pid)
-        for last_resort in (False, True):
+        proc.signal_process(child.pid, signal.SIGINT if self.service.critical and was_ready else signal.SIGTERM)
+        for harder in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.service.stop_seconds / 2):
                     await child.wait()
             if child.returncode is not None:
                 return
-            proc.signal_group(child.pid, signal.SIGKILL if last_resort else signal.SIGTERM)
+            proc.signal_group(child.pid, harder)
         await child.wait()
 
     def kill(self) -> bool:

@@ -52,6 +52,8 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 def _arguments(text: str) -> tuple[str, ...]:
     words = tuple(shlex.split(text))
+    if "\0" in text:
+        raise ValueError("a NUL cannot stand in an argument")
     for word in words:
         option = word.partition("=")[0]
         if option in _OURS:
@@ -174,6 +176,9 @@ def resolve(built: Mapping[str, str], environ: Mapping[str, str], arguments: Map
     Raises:
         UsageError: a value from elsewhere cannot be used; the message names it and where it came from.
     """
+    for row in TABLE:
+        if row.secret and row.name in arguments:
+            raise UsageError(f"{row.name} would stand in the process list", f"give it as {row.variables[0]}")
     first: list[_Layer] = [("default", {row.name: row.default for row in TABLE}), ("pod.json", built)]
     last: list[_Layer] = [("environment", _from_environ(environ)), ("command line", arguments)]
     settings = _resolved([*first, *last])
@@ -200,7 +205,10 @@ def _open_door(settings: Settings) -> Problem:
 def _resolved(layers: list[_Layer]) -> Settings:
     merged = _merge(layers)
     values = {row.name: _parsed(row, *merged[row.name]) for row in TABLE}
-    values["workspace"] = Path(values["workspace"]).expanduser().absolute()
+    try:
+        values["workspace"] = Path(values["workspace"]).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"workspace {values['workspace']}: there is no such home", "give it from / on") from error
     settings = Settings(**values, origins={name: origin for name, (origin, _) in merged.items()})
     if not is_loopback(settings.listen) and settings.auth != "none":
         raise UsageError(

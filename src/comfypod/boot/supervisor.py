@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES, Context, Stage, StageCancelledError
-from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError
+from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
 from comfypod.files import FolderLock, storage_error
 from comfypod.ports import http_url
 from comfypod.result import Result, failure
@@ -56,6 +57,7 @@ class Supervisor:
 
         Raises:
             BusyError: the control port is taken.
+        UsageError: its address is not this machine's.
         """
         self.health.note("imported")
         self._take_signals()
@@ -65,11 +67,13 @@ class Supervisor:
         )
         try:
             server = await httpd.serve(settings.control_listen, settings.control_port, self._respond)
-        except OSError as error:
-            raise BusyError(
-                f"the control port {settings.control_listen}:{settings.control_port} is not free: {error.strerror}",
-                "stop what uses it, or choose another with --control-port",
-            ) from error
+        except (OSError, ValueError) as error:
+            where = f"{settings.control_listen}:{settings.control_port}"
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                hint = "stop what uses it, or choose another with --control-port"
+                raise BusyError(f"the control port {where} is not free", hint) from error
+            hint = "give an address of this machine as COMFYPOD_CONTROL_LISTEN"
+            raise UsageError(f"the control plane cannot listen on {where}: {error}", hint) from error
         self.health.note("control plane answers")
         self._spawn(self._boot())
         await self._stop.wait()
@@ -127,7 +131,8 @@ class Supervisor:
             if self._stop.is_set() or not await self._stage(stage, view):
                 return
         self.health.note("stages done")
-        self._start_services()
+        if not self._stop.is_set():
+            self._start_services()
 
     async def _stage(self, stage: Stage, view: StageView) -> bool:
         """Run one stage in a thread, so that probes are answered meanwhile; False ends the boot."""
@@ -187,8 +192,9 @@ class Supervisor:
 
     def _output(self, name: str, log: LogFile, data: bytes) -> None:
         log.write(data)
-        for line in data.decode("utf-8", "replace").splitlines():
-            self._console.line(f"{name} | {line}", private=True)
+        if not self._console.quiet:
+            for line in data.decode("utf-8", "replace").splitlines():
+                self._console.line(f"{name} | {line}", private=True)
         if log.lost:
             self.health.report(
                 Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def health(layout: Layout, probe: str) -> Result:
     answer = control.ask(record.control, probe)
     if answer is None:
         raise NotRunningError(f"nothing answers on {record.control}", "look at `comfypod logs boot`")
-    word = answer[1].decode().strip()
+    word = answer[1].decode("utf-8", "replace").strip()
     if answer[0] != 200:
         raise NotReadyError(f"{probe} says {answer[0]} {word}", "`comfypod status` has the reasons")
     return Result("health", {"probe": probe, "word": word}, word)
@@ -110,22 +111,26 @@ def logs(layout: Layout, service: str, lines: int, follow: bool, console: Consol
 
 
 def _added(path: Path) -> Iterator[str]:
+    """Yield whole lines as they are added; a rotated file is read to its end before the new one is begun."""
     handle = path.open(encoding="utf-8", errors="replace")
-    handle.seek(0, 2)
+    handle.seek(0, os.SEEK_END)
+    pending = ""
     try:
         while True:
-            if line := handle.readline():
-                yield line.rstrip("\n")
-                continue
-            time.sleep(_FOLLOW_SECONDS)
-            if path.is_file() and path.stat().st_ino != _inode(handle.fileno()):
+            pending += handle.readline()
+            if pending.endswith("\n"):
+                yield pending.rstrip("\n")
+                pending = ""
+            elif _rotated(path, handle.fileno()):
+                yield from (pending + handle.read()).splitlines()
+                pending = ""
                 handle.close()
                 handle = path.open(encoding="utf-8", errors="replace")
+            else:
+                time.sleep(_FOLLOW_SECONDS)
     finally:
         handle.close()
 
 
-def _inode(handle: int) -> int:
-    import os
-
-    return os.fstat(handle).st_ino
+def _rotated(path: Path, handle: int) -> bool:
+    return path.is_file() and path.stat().st_ino != os.fstat(handle).st_ino

@@ -126,6 +126,8 @@ class Store:
     def _build(self, building: Building, kind: str, build: Callable[[Building], None], console: Console) -> None:
         folder, started = building.folder, time.monotonic()
         # In place and not by rename: scripts and bytecode hold the absolute path.
+        # The marker goes first: a kill in between must not leave it on half an object.
+        (folder / MARKER).unlink(missing_ok=True)
         files.remove_tree(folder)
         files.make_folder(folder)
         with ExitStack() as undo:

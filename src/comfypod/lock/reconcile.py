@@ -51,7 +51,7 @@ def _comfyui(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
     if manifest.comfyui.version != lock.comfyui.version:
         yield Drift("ComfyUI", manifest.comfyui.version, lock.comfyui.version)
     elif (manifest.comfyui.source or default_sources(manifest.comfyui.version)) != lock.comfyui.sources:
-        yield Drift("ComfyUI's sources", "others", "those of an earlier manifest", f"{_LOCK} --upgrade comfyui")
+        yield Drift("ComfyUI's sources", "others", "those of an earlier manifest")
 
 
 def _targets(manifest: Manifest, profiles: Mapping[str, Profile], lock: Lock) -> Iterator[Drift]:

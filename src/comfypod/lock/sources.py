@@ -130,6 +130,7 @@ def _attempt(source: Source, target: Path, digest: str | None, scratch: Path, pl
         facts = files.tree_facts(tree)
         if digest is not None and facts.digest != digest:
             raise IntegrityError(f"its contents are {facts.digest}, the lock says {digest}")
+        files.strip_tree(tree)
         tree.rename(target)
     seconds = time.monotonic() - started
     place.console.line(f"  got {facts.files} files, {human_bytes(facts.bytes)} in {seconds:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import posixpath
 import shutil
 import tarfile
@@ -29,8 +30,12 @@ def unpack(archive: Path, folder: Path) -> Path:
             _unzip(archive, folder)
         else:
             _untar(archive, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise SourceError(f"what arrived is not a whole archive: {error}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
+        raise SourceError(f"what arrived is not an archive that can be read: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise SourceError(f"what arrived is not an archive that can be read: {error}") from error
     entries = list(folder.iterdir())
     single = len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink()
     return entries[0] if single else folder

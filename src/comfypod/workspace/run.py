@@ -50,10 +50,17 @@ def read(path: Path) -> RunRecord | None:
     """Read the record; None when there is none or it is damaged."""
     try:
         body: Any = json.loads(path.read_bytes())
-        children = tuple(Child(**child) for child in body["children"])
-        return RunRecord(Child(**body["boot"]), body["control"], body["urls"], children)
+        children = tuple(_child(child) for child in body["children"])
+        return RunRecord(_child(body["boot"]), str(body["control"]), dict(body["urls"]), children)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _child(body: Any) -> Child:
+    child = Child(str(body["name"]), body["pid"], body["started"])
+    if not (type(child.pid) is type(child.started) is int and child.pid > 1):
+        raise ValueError("not a process")
+    return child
 
 
 def running(path: Path) -> RunRecord | None:

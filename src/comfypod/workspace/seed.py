@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from comfypod import files
-from comfypod.errors import StorageError
+from comfypod.errors import InstallError, StorageError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def seed(layout: Layout, pod: PodFile, pristine: Path, advance: Callable[[int], 
     """Make sure that the volume has a ComfyUI; killed anywhere, the next call completes it.
 
     Raises:
+        InstallError: the image's own ComfyUI is not there.
         StorageError: too little room (both sizes named), or the disk failed; the staged tree is removed.
     """
     files.remove_tree(layout.staging)
@@ -53,6 +54,8 @@ def seed(layout: Layout, pod: PodFile, pristine: Path, advance: Callable[[int], 
         if found == pod.release:
             return Seeded("kept", layout.comfyui, layout.comfyui, found)
         return Seeded("other", pristine, layout.comfyui, found)
+    if not (pristine / "main.py").is_file():
+        raise InstallError(f"{pristine} holds no ComfyUI", "run `comfypod up` again, or pull the image again")
     needed = _ensure_room(layout, pristine)
     started = time.monotonic()
     try:

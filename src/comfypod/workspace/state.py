@@ -65,7 +65,7 @@ def keep_token(path: Path) -> tuple[str, bool]:
         token = path.read_text("ascii").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         token = ""
-    if token:
+    if token and token.isprintable():
         return token, False
     token = os.urandom(24).hex()
     write_atomic(path, token.encode() + b"\n", 0o600)

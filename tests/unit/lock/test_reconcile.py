@@ -80,7 +80,7 @@ def test_other_bounds_jupyter_packages_and_sources_are_drift(lock: Lock, url: st
     changed = msgspec.structs.replace(wanted, python=python, jupyter=jupyter, comfyui=comfyui)
     found = drift(changed, load_profiles(), lock)
     assert [each.item for each in found] == ["ComfyUI's sources", "python.constraints", "jupyter.packages"]
-    assert found[0].command == "comfypod lock --upgrade comfyui"
+    assert found[0].command == "comfypod lock"
 
 
 def test_a_profile_that_moved_to_another_torch_or_python_is_drift(lock: Lock, url: str) -> None:
