@@ -79,7 +79,7 @@ def bare(pod: podfile.PodFile, workspace: Path) -> Run:
     """Start ComfyUI as anyone would."""
     tree = Layout(workspace).comfyui
     argv = [pod.python, str(tree / "main.py"), *pod.comfyui_args, "--port", PORTS["port"], "--disable-auto-launch"]
-    process, began = start(argv, child_environ(os.environ, Path(pod.python)), tree)
+    process, began = start(argv, child_environ(os.environ, Path(pod.python), workspace), tree)
     seconds = wait_ready(process, began)
     process.send_signal(signal.SIGINT)
     process.wait(30)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from comfypod import cli, errors
-from comfypod.boot import settings
+from comfypod import cli, errors, settings
 from comfypod.boot.process import MOVES
 from comfypod.boot.stages import STAGES
 from comfypod.manifest import schema

@@ -286,11 +286,11 @@ def _health(options: argparse.Namespace, _: Sequence[str], __: Console) -> Resul
 
 
 def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Result:
-    from comfypod.boot.settings import resolve
     from comfypod.host.doctor import doctor
     from comfypod.host.store import data_folder
     from comfypod.host.up import default_settings
     from comfypod.lock.load import read_lock
+    from comfypod.settings import resolve
 
     in_pod = podfile.find()
     lock = None if in_pod else read_lock(_lock_file(options))

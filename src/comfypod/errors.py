@@ -32,15 +32,16 @@ class ComfypodError(Exception):
     exit_code: ClassVar[int] = 1
     meaning: ClassVar[str] = "a defect in comfypod itself"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", found: tuple[Problem, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self._found = found
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What to report: one entry, or several where several were found together."""
-        return (Problem(self.code, self.message, self.hint),)
+        return self._found or (Problem(self.code, self.message, self.hint),)
 
 
 class UsageError(ComfypodError):
@@ -58,15 +59,6 @@ class ManifestError(ComfypodError):
     exit_code = 3
     meaning = "`comfypod.toml` has problems"
 
-    def __init__(self, message: str, hint: str = "", found: tuple[Problem, ...] = ()) -> None:
-        super().__init__(message, hint)
-        self._found = found
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """Every problem in the file, in the order of its lines."""
-        return self._found or super().problems
-
 
 class LockError(ComfypodError):
     """`comfypod.lock` is missing, unreadable or out of step with the manifest."""
@@ -74,15 +66,6 @@ class LockError(ComfypodError):
     code = "lock"
     exit_code = 4
     meaning = "`comfypod.lock` is missing, unreadable or out of step"
-
-    def __init__(self, message: str, hint: str = "", found: tuple[Problem, ...] = ()) -> None:
-        super().__init__(message, hint)
-        self._found = found
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """Each drift on its own."""
-        return self._found or super().problems
 
 
 class SourceError(ComfypodError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
+import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,20 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 _CONNECT_SECONDS = 15.0
+_PATIENCE_SECONDS = 20.0
+_SLOWEST = 2000
+
+
+def shown(url: str) -> str:
+    """Return an address for a message: without the login that may stand in it."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", url)
 
 
 def _open(
     url: str, headers: Mapping[str, str], method: str = "GET", *handlers: urllib.request.BaseHandler
 ) -> HTTPResponse:
     if not url.startswith(("https://", "http://")):
-        raise SourceError(f"cannot fetch {url}: only http and https addresses are fetched")
+        raise SourceError(f"cannot fetch {shown(url)}: only http and https addresses are fetched")
     try:
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
             url, method=method, headers={"User-Agent": f"comfypod/{__version__}", **headers}
@@ -33,12 +42,12 @@ def _open(
         response: HTTPResponse = _opener(*handlers).open(request, timeout=_CONNECT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
-        raise SourceError(f"{url} answered {error.code} {error.reason}") from error
+        raise SourceError(f"{shown(url)} answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise SourceError(f"{url} is not reachable: {reason}", "check the network, or use --offline") from error
+        raise SourceError(f"{shown(url)} is not reachable: {reason}", "check the network, or use --offline") from error
     except ValueError as error:
-        raise SourceError(f"{url} is not an address: {error}", "check how it is written") from error
+        raise SourceError(f"{shown(url)} is not an address: {error}", "check how it is written") from error
     return response
 
 
@@ -65,9 +74,9 @@ def get_json(url: str, accept: str = "application/json") -> Any:
         try:
             return json.load(response)
         except ValueError as error:
-            raise SourceError(f"{url} did not answer with JSON") from error
+            raise SourceError(f"{shown(url)} did not answer with JSON") from error
         except (OSError, http.client.HTTPException) as error:
-            raise SourceError(f"{url}: the connection broke: {error}", "try again") from error
+            raise SourceError(f"{shown(url)}: the connection broke: {error}", "try again") from error
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -96,33 +105,37 @@ def head(url: str) -> dict[str, str]:
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, advance: Callable[[int], None] | None = None) -> int:
-    """Download to the new file `target`; return its size in bytes. A stall of 15 seconds ends it.
+    """Download to the new file `target`; return its size in bytes. A stall of 15 seconds ends it, and so does a drip.
 
     Raises:
         SourceError: not reachable, refused, cut short or stalled.
         IntegrityError: the bytes have another SHA-256 than the one given; the file is removed.
     """
-    digest, total = hashlib.sha256(), 0
+    digest, total, began = hashlib.sha256(), 0, time.monotonic()
     with _open(url, {}) as response, target.open("wb") as sink:
         expected = response.length
         while True:
             try:
-                chunk = response.read(_CHUNK)
+                chunk = response.read1(_CHUNK)
             except (OSError, http.client.HTTPException) as error:
-                raise SourceError(f"{url}: the connection broke after {total} bytes: {error}", "try again") from error
+                raise SourceError(
+                    f"{shown(url)}: the connection broke after {total} bytes: {error}", "try again"
+                ) from error
             if not chunk:
                 break
             sink.write(chunk)
+            if total < _SLOWEST * (time.monotonic() - began - _PATIENCE_SECONDS):
+                raise SourceError(f"{shown(url)} sends fewer than {_SLOWEST} bytes a second", "try again, or elsewhere")
             digest.update(chunk)
             total += len(chunk)
             if advance is not None:
                 advance(total)
     if expected is not None and total != expected:
-        raise SourceError(f"{url}: {total} of {expected} bytes arrived", "try again")
+        raise SourceError(f"{shown(url)}: {total} of {expected} bytes arrived", "try again")
     if sha256 is not None and digest.hexdigest() != sha256:
         target.unlink()
         raise IntegrityError(
-            f"{url} has sha256 {digest.hexdigest()}, the lock says {sha256}",
+            f"{shown(url)} has sha256 {digest.hexdigest()}, the lock says {sha256}",
             "do not use it; if the change is known to be right, run `comfypod lock --upgrade` and read the difference",
         )
     return total

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod.errors import BusyError, StorageError
+from comfypod.errors import BusyError, StorageError, UsageError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ _DISK_SENTENCES = {
     errno.ENOTDIR: ("a file stands where a folder is needed", "move that file away or choose another folder"),
     errno.EEXIST: ("a file stands where a folder is needed", "move that file away or choose another folder"),
 }
+
+
+DISK_ERRORS = frozenset(_DISK_SENTENCES) - {errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,18 @@ def storage_error(error: OSError, action: str, needed: int | None = None) -> Sto
 def _out_of_inodes(path: Path) -> bool:
     left = room(path)
     return left.inodes == 0 and left.bytes > 0
+
+
+def home() -> Path:
+    """Return the user's home.
+
+    Raises:
+        UsageError: there is none, as for a user without a passwd entry.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UsageError("this user has no home folder", "set HOME, or give --workspace and COMFYPOD_DATA") from error
 
 
 def nearest_folder(path: Path) -> Path:
@@ -120,13 +135,13 @@ def sync_filesystem(path: Path) -> None:
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
     """Replace a file's contents: wholly new or wholly old, also after a crash when `durable`.
 
-    One writer at a time; what a killed one left staged is overwritten by the next.
+    One writer at a time; what a killed one left staged is removed by the next.
     """
     staged = path.with_name(f".{path.name}.new")
     with contextlib.ExitStack() as undo:
-        handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        _discard(staged)
+        handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         undo.callback(_discard, staged)
-        os.fchmod(handle, mode)
         with os.fdopen(handle, "wb") as sink:
             sink.write(data)
             sink.flush()
@@ -182,13 +197,18 @@ def tree_facts(root: Path) -> TreeFacts:
     for name in content_paths(root):
         path = root / name
         if path.is_symlink():
-            line = f"link {name}\0{os.readlink(path)}\n"
+            line = f"link {_one_line(name)}\0{_one_line(os.readlink(path))}\n"
         else:
-            line = f"file {name}\0{sha256_file(path)}\n"
+            line = f"file {_one_line(name)}\0{sha256_file(path)}\n"
             total += path.stat().st_size
         whole.update(line.encode("utf-8", "surrogateescape"))
         count += 1
     return TreeFacts(f"sha256:{whole.hexdigest()}", count, total)
+
+
+def _one_line(name: str) -> str:
+    """Keep two different trees from giving the same lines."""
+    return name.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def strip_tree(root: Path) -> None:
@@ -252,6 +272,18 @@ def _copy_file(source: str, target: Path) -> None:
         os.chmod(target, stat.S_IMODE(facts.st_mode) | stat.S_IWUSR)
 
 
+def tail(path: Path, lines: int, *, reach: int = 1 << 16) -> list[str]:
+    """Return the last lines of a log, none where there is no log; reads at most `reach` bytes."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, handle.tell() - reach))
+            text = handle.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return text.splitlines()[-lines:] if lines > 0 else []
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder that comfypod made; a missing one is fine."""
     if path.is_symlink() or path.is_file():
@@ -273,17 +305,17 @@ class FolderLock:
         """Whether this process holds it."""
         return self._handle is not None
 
-    def acquire(self, *, wait: bool = False) -> bool:
+    def acquire(self) -> bool:
         """Take the lock; return False where the file system has no locks.
 
         Raises:
-            BusyError: someone else holds it and `wait` is off.
+            BusyError: someone else holds it.
         """
         import fcntl
 
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(handle)
             raise BusyError(f"{self.path.parent} is in use by another process") from error

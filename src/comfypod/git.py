@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from comfypod import proc
 from comfypod.errors import SourceError
+from comfypod.fetch import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def _git(
 
 def _checked(url: str, reference: str) -> None:
     if not _URL.fullmatch(url):
-        raise SourceError(f"{url!r} is not a Git address", "use https://, ssh:// or an absolute path")
+        raise SourceError(f"{shown(url)!r} is not a Git address", "use https://, ssh:// or an absolute path")
     if not _REFERENCE.fullmatch(reference) or ".." in reference:
         raise SourceError(f"{reference!r} is not a commit, tag or branch name")
 
@@ -64,13 +65,13 @@ def resolve(url: str, reference: str) -> str:
         return reference
     done = _git("ls-remote", *_upload_pack(url), "--", url, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
     if not done.ok:
-        raise SourceError(f"{url} is not reachable: {_last_line(done)}")
+        raise SourceError(f"{shown(url)} is not reachable: {_last_line(done)}")
     rows = (line.split("\t", 1) for line in done.stdout.splitlines())
     commits = {name: commit for commit, name in rows}
     for name in (f"refs/tags/{reference}^{{}}", f"refs/tags/{reference}", f"refs/heads/{reference}", reference):
         if name in commits:
             return commits[name]
-    raise SourceError(f"{url} has no commit, tag or branch {reference!r}")
+    raise SourceError(f"{shown(url)} has no commit, tag or branch {reference!r}")
 
 
 def export(url: str, reference: str, target: Path, tick: Callable[[], None] | None = None) -> str:
@@ -87,14 +88,14 @@ def export(url: str, reference: str, target: Path, tick: Callable[[], None] | No
     ):
         done = _git(*arguments, seconds=seconds, tick=tick)
         if not done.ok:
-            raise SourceError(f"{url} at {commit}: {_last_line(done)}")
+            raise SourceError(f"{shown(url)} at {commit}: {_last_line(done)}")
     target.mkdir()
     done = _git(
         "-C", str(store), "-c", "core.autocrlf=false", f"--work-tree={target}", "checkout", "--quiet", "--force",
         commit, "--", ".", seconds=_FETCH_SECONDS, tick=tick,
     )  # fmt: skip
     if not done.ok:
-        raise SourceError(f"{url} at {commit}: {_last_line(done)}")
+        raise SourceError(f"{shown(url)} at {commit}: {_last_line(done)}")
     return commit
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from comfypod.result import Result
 
 _PLAIN_INTERVAL = 5.0
+_MAY_WAIT = 10_000
 
 
 def human_bytes(count: float) -> str:
@@ -27,7 +31,7 @@ def human_bytes(count: float) -> str:
 
 
 class Console:
-    """Lines for people.
+    """Lines for people; `gone` says that nobody reads them any more.
 
     With `quiet` (used by `--json`) lines go to standard error, so that standard output holds the envelope alone.
     """
@@ -35,22 +39,53 @@ class Console:
     def __init__(self, out: TextIO | None = None, *, quiet: bool = False) -> None:
         self._out = out or (sys.stderr if quiet else sys.stdout)
         self.quiet = quiet
-        self._gone = False
+        self.gone = self._out is None
+        self._waiting: queue.Queue[str | None] | None = None
+        self._writer: threading.Thread | None = None
         self._mirrors: list[Callable[[str], None]] = []
 
     def mirror(self, write: Callable[[str], None]) -> None:
         """Also hand every line (without its newline) to `write`, for `boot.log`."""
         self._mirrors.append(write)
 
+    def in_background(self) -> None:
+        """Write from a thread of its own from now on, so that a reader who stalls holds up nothing else.
+
+        Lines beyond the ten thousand that may wait are dropped.
+        """
+        self._waiting = queue.Queue(maxsize=_MAY_WAIT)
+        self._writer = threading.Thread(target=self._write_waiting, args=(self._waiting,), daemon=True)
+        self._writer.start()
+
+    def drain(self, seconds: float) -> None:
+        """Write what waits and go back to writing at once; give up after `seconds`."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._writer is not None:
+            with contextlib.suppress(queue.Full):
+                waiting.put(None, timeout=seconds)
+            self._writer.join(seconds)
+            self.gone = self.gone or self._writer.is_alive()
+
+    def _write_waiting(self, waiting: queue.Queue[str | None]) -> None:
+        while (text := waiting.get()) is not None:
+            self._put(text)
+
+    def _put(self, text: str) -> None:
+        if not self.gone:
+            self.gone = not _write(self._out, text)
+
     @property
     def interactive(self) -> bool:
         """Whether a person watches a terminal."""
-        return self._out.isatty()
+        return self._out is not None and self._out.isatty()
 
     def line(self, text: str = "", *, private: bool = False) -> None:
         """Write one line at once; a `private` one goes to no log. A reader that has gone away is not an error."""
-        if not self._gone:
-            self._gone = not _write(self._out, text)
+        if self._waiting is None:
+            self._put(text)
+        else:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put_nowait(text)
         for write in () if private else self._mirrors:
             write(text)
 
@@ -89,7 +124,8 @@ class Console:
     def render(self, result: Result) -> None:
         """Print a command's result: text, or the JSON envelope."""
         if self.quiet:
-            _write(sys.stdout, result.envelope())
+            if sys.stdout is not None:
+                _write(sys.stdout, result.envelope())
             return
         if result.text:
             self.line(result.text)

@@ -69,7 +69,7 @@ def load(path: Path) -> PodFile:
         body: Any = json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}", hint) from error
     try:
         return _decode(body)

@@ -40,6 +40,11 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def connect_host(listen: str) -> str:
+    """Return where to reach a server on this machine that listens on an address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 - compared, not bound
+
+
 def http_url(host: str, port: int) -> str:
     """Return the address of a server; IPv6 goes in brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -125,8 +126,9 @@ def replace(argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
 
 
 def detach(argv: Sequence[str], output: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own that outlives us; both streams go to the file `output`, mode 0600."""
-    with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as sink:
+    """Start a program in a session of its own that outlives us; both streams go to the new file `output`, mode 0600."""
+    output.unlink(missing_ok=True)
+    with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as sink:
         return subprocess.Popen(
             list(argv), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
             env=None if env is None else dict(env), start_new_session=True,
@@ -159,9 +161,10 @@ async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) 
             *argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT,
             env=dict(env), cwd=cwd, start_new_session=True,
         )  # fmt: skip
-    except OSError as error:
+    except (OSError, ValueError) as error:
         os.close(reading)
-        raise HostError(f"cannot run {argv[0]}: {error.strerror}", "`comfypod up` repairs the store") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise HostError(f"cannot run {argv[0]}: {reason}", "`comfypod up` repairs the store") from error
     finally:
         os.close(writing)
     output = asyncio.StreamReader()
@@ -189,14 +192,39 @@ def signal_process(pid: int, signum: signal.Signals) -> bool:
     return True
 
 
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on (proc(5)); none when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+            return handle.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def start_ticks(pid: int) -> int | None:
     """Return a process's start time in clock ticks since boot, None when it is gone or a zombie.
 
-    A pid together with its start time names a process for good (proc(5), fields 3 and 22 of `stat`).
+    A pid together with its start time names a process for good.
     """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-            fields = handle.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
+    fields = _stat(pid)
+    return int(fields[19]) if fields and fields[0] != "Z" else None
+
+
+def with_variable(assignment: str) -> list[int]:
+    """Return the processes of this user that were started with `NAME=value`, without us and those that we come from."""
+    wanted, found = os.fsencode(assignment), []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as handle:
+                if wanted in handle.read().split(b"\0"):
+                    found.append(int(name))
+    return [pid for pid in found if pid not in _ancestors()] if found else []
+
+
+def _ancestors() -> set[int]:
+    line, pid = {os.getpid()}, os.getpid()
+    while pid > 1:
+        fields = _stat(pid)
+        pid = int(fields[1]) if fields else 0
+        line.add(pid)
+    return line

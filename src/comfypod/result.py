@@ -40,11 +40,10 @@ class Result:
         return json.dumps(body)
 
 
-def failure(command: str, error: ComfypodError, data: Mapping[str, Any] | None = None) -> Result:
+def failure(command: str, error: ComfypodError) -> Result:
     """Turn an error of the family into the result that reports it."""
     return Result(
         command=command,
-        data=data or {},
         status="error",
         exit_code=error.exit_code,
         errors=error.problems,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from comfypod import control, proc
 from comfypod.workspace import run
+from tests.kit.disks import tmpfs
 from tests.kit.pods import Site, booted, comfypod
 from tests.kit.standin import Orders
 
@@ -194,8 +196,87 @@ def test_what_a_killed_boot_left_running_is_ended_by_the_next(site: Site) -> Non
         with booted(site) as again:
             status = again.wait_for("ready")
             assert status["services"][0]["pid"] != orphan
-            assert "ended what a killed boot left running: comfyui" in again.output_so_far()
+            assert "ended 1 processes that a killed boot had left running" in again.output_so_far()
             assert proc.start_ticks(orphan) is None
+
+
+@pytest.mark.parametrize("escape", [[], ["setsid"]], ids=["in its group", "in a session of its own"])
+def test_a_helper_that_keeps_the_output_open_hides_no_death_and_holds_up_no_stop(site: Site, escape: list[str]) -> None:
+    main = site.tree / "main.py"
+    helper = f"import subprocess; subprocess.Popen({[*escape, 'sleep', '600']!r})\n"
+    main.write_text(helper + main.read_text())
+    site.obey(Orders(die_later=0.5))
+    with booted(site) as pod:
+        pod.wait_for("ready")
+        site.obey(Orders())
+        deadline = time.monotonic() + 10
+        while len(site.starts()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pod.wait_for("ready")
+        began = time.monotonic()
+        assert pod.stop() == 0
+        assert time.monotonic() - began < 8
+    assert proc.with_variable(f"{run.MARK}={site.layout.root}") == []
+
+
+def test_a_reader_of_the_output_that_stalls_holds_up_nothing(site: Site) -> None:
+    main = site.tree / "main.py"
+    main.write_text(main.read_text().replace('print("stand-in starts", flush=True)', 'print("x" * 100 + "\\n" * 5000)'))
+    with subprocess.Popen(
+        [sys.executable, "-m", "comfypod", *site.arguments()], stdout=subprocess.PIPE, env=site.environ
+    ) as process:
+        deadline = time.monotonic() + 10
+        while (control.status(site.control) or {}).get("phase") != "ready":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.root
+def test_on_a_full_disk_a_ready_pod_can_still_be_asked_and_stopped(site: Site) -> None:
+    with tmpfs(site.layout.root, megabytes=24):
+        with booted(site) as pod:
+            pod.wait_for("ready")
+        with pytest.raises(OSError, match="No space"):
+            (site.layout.root / "filler").write_bytes(bytes(40_000_000))
+        with booted(site) as pod:
+            pod.wait_for("ready")
+            where = ("--workspace", str(site.layout.root))
+            env = {"COMFYPOD_CONTROL_PORT": str(site.control_port)}
+            assert comfypod("health", *where, env=env).stdout == "ready\n"
+            assert comfypod("down", *where, env=env).returncode == 0
+
+
+@pytest.mark.root
+def test_a5_a_volume_that_turns_read_only_in_mid_boot_ends_cleanly(site: Site) -> None:
+    with tmpfs(site.layout.root, megabytes=24):
+        with booted(site) as pod:
+            pod.wait_for("ready")
+            subprocess.run(["mount", "-o", "remount,ro", str(site.layout.root)], check=False)
+            assert pod.stop() == 0
+        assert "Traceback" not in pod.output_so_far()
+
+
+@pytest.mark.parametrize("name", ["state.json", "run.json", "token"])
+@pytest.mark.parametrize("data", [b"", b"null", b"[" * 100_000, b'{"schema": 1e999}', bytes(40), b"\xff"], ids=repr)
+def test_a_damaged_record_never_stops_a_boot(site: Site, name: str, data: bytes) -> None:
+    site.layout.records.mkdir(parents=True)
+    (site.layout.records / name).write_bytes(data)
+    with booted(site) as pod:
+        pod.wait_for("ready")
+        assert pod.stop() == 0
+    assert "Traceback" not in pod.output_so_far()
+
+
+def test_a_page_that_rebinds_its_name_is_refused(site: Site) -> None:
+    with booted(site) as pod:
+        pod.wait_for("ready")
+        for host, code in (("evil.example", 403), (f"127.0.0.1:{site.control_port}", 200), ("localhost", 200)):
+            connection = http.client.HTTPConnection("127.0.0.1", site.control_port, timeout=5)
+            connection.request("GET", "/livez", headers={"Host": host})
+            assert connection.getresponse().status == code
+            connection.close()
 
 
 def test_a_volume_of_someone_elses_is_used_in_place(site: Site) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import pytest
 from comfypod.boot.policy import exit_code
 from tests.kit.disks import tmpfs
 from tests.kit.lab import Lab, until
+from tests.kit.pods import ROOT
 from tests.kit.standin import Orders
 
 if TYPE_CHECKING:
@@ -74,7 +77,29 @@ def test_arguments_after_two_dashes_reach_comfyui(lab: Lab) -> None:
     assert start["argv"].count("--cpu") == 2
 
 
-def test_two_ups_on_one_workspace(lab: Lab) -> None:
+def test_two_ups_at_once_on_one_workspace_end_with_one_pod(lab: Lab) -> None:
+    assert lab.up().returncode == 0
+    lab.down()
+    argv = [sys.executable, "-m", "comfypod", *lab.up_arguments("--detach")]
+    env = {**os.environ, **lab.environ}
+    both = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 9], said
+    assert (lab.status() or {})["ready"]
+
+
+def test_a_manifest_without_its_lock_or_out_of_step_is_refused(lab: Lab) -> None:
+    manifest = lab.folder / "comfypod.toml"
+    manifest.write_text(manifest.read_text().replace('"jupyterlab"', '"jupyterlab", "bulk"'))
+    done = lab.up()
+    assert done.returncode == 4
+    assert "jupyter.packages" in done.stdout
+    assert "run `comfypod lock`" in done.stdout
+    manifest.write_text("schema = 1\ncolour = 2\n")
+    assert lab.up().returncode == 3
+
+
+def test_two_ups_one_after_the_other_on_one_workspace(lab: Lab) -> None:
     assert lab.up().returncode == 0
     second = lab.run(*lab.up_arguments("--detach"))
     assert second.returncode == 9
@@ -208,7 +233,7 @@ def _environment_begun(lab: Lab) -> bool:
 
 
 PHASES: dict[str, Callable[[Lab], bool]] = {
-    "at once": lambda lab: lab.folder.exists(),
+    "choosing a profile": lambda lab: "profile cpu" in lab.said(),
     "taking the source": lambda lab: any((lab.data / "store").glob("comfyui/*/*")),
     "installing packages": _environment_begun,
     "seeding": lambda lab: lab.layout.staging.exists(),

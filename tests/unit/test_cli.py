@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod import __version__, cli, proc
+from comfypod import __version__, cli
 from comfypod.errors import exit_code_table
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
@@ -48,8 +48,8 @@ def pod(tmp_path: Path) -> Iterator[tuple[Layout, Site]]:
     (layout.logs / "comfyui.log").write_text("one\ntwo\nthree\n")
     with serve() as site:
         site.answers["/readyz"] = site.answers["/livez"] = Answer(b"fine\n")
-        boot = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
-        run.write(layout.run_record, run.RunRecord(boot, site.url, {}))
+        boot = run.this_process()
+        run.write(layout.run_record, run.RunRecord(boot, site.url))
         yield layout, site
 
 
@@ -212,8 +212,8 @@ def test_a_command_that_is_stopped_still_prints_its_envelope(
     layout.records.mkdir(parents=True)
     marker = tmp_path / "asked"
     port = free_port()
-    boot = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
-    run.write(layout.run_record, run.RunRecord(boot, f"http://127.0.0.1:{port}", {}))
+    boot = run.this_process()
+    run.write(layout.run_record, run.RunRecord(boot, f"http://127.0.0.1:{port}"))
     code_text = (
         "import pathlib, sys, time; from comfypod import cli, control;"
         "control.ask = lambda *_: (pathlib.Path(sys.argv[1]).touch(), time.sleep(60));"

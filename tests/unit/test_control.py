@@ -1,21 +1,16 @@
 from __future__ import annotations
 
-import os
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from comfypod import control, proc
-from comfypod.errors import NotRunningError
-from comfypod.workspace import run
-from comfypod.workspace.layout import Layout
+from comfypod import control
 from tests.kit.pods import free_port
 from tests.kit.web import Answer, Site, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -53,19 +48,3 @@ def test_a_status_is_the_document_of_a_pod_that_answers_200(site: Site) -> None:
     assert control.status(site.url) is None
     site.answers["/status"] = Answer(b'{"phase": "ready"}')
     assert control.status(site.url) == {"phase": "ready"}
-
-
-def test_the_record_of_the_pod_that_runs_is_found_and_no_other(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
-    layout.records.mkdir()
-    with pytest.raises(NotRunningError, match=f"no pod runs on the workspace {tmp_path}") as caught:
-        control.running(layout)
-    assert "comfypod up" in caught.value.hint
-    started = proc.start_ticks(os.getpid())
-    assert started is not None
-    record = run.RunRecord(run.Child("boot", os.getpid(), started), "http://127.0.0.1:1", {})
-    run.write(layout.run_record, record)
-    assert control.running(layout) == record
-    run.write(layout.run_record, run.RunRecord(run.Child("boot", os.getpid(), started + 1), "http://127.0.0.1:1", {}))
-    with pytest.raises(NotRunningError):
-        control.running(layout)

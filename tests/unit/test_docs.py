@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from comfypod.boot.settings import TABLE
+from comfypod.settings import TABLE
 from docs import reference
 
 ROOT = Path(__file__).resolve().parents[2]

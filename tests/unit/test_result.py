@@ -33,9 +33,9 @@ def test_the_text_for_people_is_not_in_the_envelope() -> None:
 
 def test_a_failure_has_the_exit_code_and_all_problems_of_its_error() -> None:
     found = (Problem("manifest", "one"), Problem("manifest", "two", "so"))
-    result = failure("lock", ManifestError("two problems", found=found), {"seen": 2})
+    result = failure("lock", ManifestError("two problems", found=found))
     assert (result.status, result.exit_code, result.errors) == ("error", 3, found)
-    assert result.data == {"seen": 2}
+    assert result.data == {}
     assert failure("up", StorageError("full", "free some")).data == {}
 
 

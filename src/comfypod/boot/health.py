@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,6 +113,7 @@ class Health:
             "settings": self.settings,
             "boot": {
                 "comfypod": __version__,
+                "pid": os.getpid(),
                 "profile": self.pod.profile,
                 "engine": self.pod.engine,
                 "seconds": round(time.monotonic() - self.begun, 3),

@@ -57,15 +57,3 @@ class LogFile:
             if newer.exists():
                 newer.replace(older)
         self._open()
-
-
-def tail(path: Path, lines: int, *, reach: int = 1 << 16) -> list[str]:
-    """Return the last lines of a log, none where there is no log; reads at most `reach` bytes."""
-    try:
-        with path.open("rb") as handle:
-            handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, handle.tell() - reach))
-            text = handle.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return text.splitlines()[-lines:] if lines > 0 else []

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from comfypod import podfile
-from comfypod.boot.settings import resolve
 from comfypod.boot.supervisor import Supervisor
+from comfypod.settings import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from comfypod.log import Console
     from comfypod.result import Result
+
+_DRAIN_SECONDS = 1.0
 
 
 def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: float) -> Result:
@@ -31,4 +33,8 @@ def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: 
     async def supervise() -> Result:
         return await Supervisor(pod, settings, console, begun).run()
 
-    return asyncio.run(supervise())
+    console.in_background()
+    try:
+        return asyncio.run(supervise())
+    finally:
+        console.drain(_DRAIN_SECONDS)

@@ -8,17 +8,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from comfypod.boot.policy import Limits
-from comfypod.boot.settings import secret_variables
 from comfypod.files import write_atomic
-from comfypod.ports import http_url, is_loopback
+from comfypod.ports import connect_host, http_url, is_loopback
+from comfypod.settings import secret_variables
+from comfypod.workspace import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from comfypod.boot.settings import Settings
     from comfypod.podfile import PodFile
+    from comfypod.settings import Settings
     from comfypod.workspace.layout import Layout
     from comfypod.workspace.seed import Seeded
 
@@ -50,18 +52,22 @@ class Service:
         return http_url(self.host, self.port)
 
 
-def connect_host(listen: str) -> str:
-    """Return where to reach a server on this machine that listens on an address."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 - compared, not bound
+def child_environ(environ: Mapping[str, str], python: Path, workspace: Path) -> dict[str, str]:
+    """Return what a child sees: no secrets of ours, no Python settings of the caller's, its own venv first.
 
-
-def child_environ(environ: Mapping[str, str], python: Path) -> dict[str, str]:
-    """Return what a child sees: no secrets of ours, no Python settings of the caller's, its own venv first."""
+    It also carries the mark by which a later boot knows what an earlier one left running.
+    """
     hidden = secret_variables() | _PYTHON_VARIABLES
     kept = {name: value for name, value in environ.items() if name not in hidden}
     binaries = python.parent
     path = f"{binaries}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    return {**kept, "PATH": path, "VIRTUAL_ENV": str(binaries.parent), "PYTHONUNBUFFERED": "1"}
+    return {
+        **kept,
+        "PATH": path,
+        "VIRTUAL_ENV": str(binaries.parent),
+        "PYTHONUNBUFFERED": "1",
+        run.MARK: str(workspace),
+    }
 
 
 def comfyui(pod: PodFile, settings: Settings, seeded: Seeded, environ: Mapping[str, str]) -> Service:
@@ -69,14 +75,15 @@ def comfyui(pod: PodFile, settings: Settings, seeded: Seeded, environ: Mapping[s
     argv = [pod.python, str(seeded.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
     argv += ["--listen", settings.listen, "--port", str(settings.port), "--disable-auto-launch"]
     if seeded.core != seeded.base:
-        database = f"sqlite:///{seeded.base / 'user' / 'comfyui.db'}"
+        # ComfyUI's database library undoes percent-escapes, and takes `?` for the begin of options.
+        database = f"sqlite:///{quote(str(seeded.base / 'user' / 'comfyui.db'))}"
         argv += ["--base-directory", str(seeded.base), "--database-url", database]
     safe = (*argv, SAFE_MODE_ARGUMENT)
     return Service(
         name="comfyui",
         argv=safe if settings.safe_mode else tuple(argv),
         safe_argv=safe,
-        env=child_environ(environ, Path(pod.python)),
+        env=child_environ(environ, Path(pod.python), settings.workspace),
         cwd=seeded.base,
         host=connect_host(settings.listen),
         port=settings.port,
@@ -101,7 +108,7 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
         argv.append("--allow-root")
     if not is_loopback(settings.listen):
         argv.append("--ServerApp.allow_remote_access=True")
-    env = child_environ(environ, Path(pod.python))
+    env = child_environ(environ, Path(pod.python), settings.workspace)
     if settings.jupyter_password:
         argv.append(f"--config={_password_file(layout, settings.jupyter_password)}")
     else:
@@ -124,7 +131,7 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
 def _password_file(layout: Layout, password: str) -> Path:
     """Write the salted hash in the form that jupyter_server checks (`algorithm:salt:digest` over password and salt)."""
     salt = os.urandom(12).hex()
-    digest = hashlib.sha256(password.encode() + salt.encode("ascii")).hexdigest()
+    digest = hashlib.sha256(os.fsencode(password) + salt.encode("ascii")).hexdigest()
     identity = {"hashed_password": f"sha256:{salt}:{digest}"}
     body = {"PasswordIdentityProvider": identity, "IdentityProvider": {"token": ""}}
     write_atomic(layout.jupyter_config, json.dumps(body).encode(), 0o600, durable=False)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from comfypod.boot.health import Health, StageView
-    from comfypod.boot.settings import Settings
     from comfypod.log import Console
     from comfypod.podfile import PodFile
+    from comfypod.settings import Settings
     from comfypod.workspace.layout import Layout
 
 Policy = Literal["stop", "degrade"]
@@ -95,9 +95,8 @@ def _take(context: Context) -> None:
         ) from error
     if not locked:
         context.console.warning(f"{layout.root} has no file locks: make sure that no other pod uses it")
-    record = run.read(layout.run_record)
-    if record is not None and (ended := run.end_orphans(record)):
-        context.console.line(f"ended what a killed boot left running: {', '.join(ended)}")
+    if ended := run.end_orphans(layout.root):
+        context.console.line(f"ended {ended} processes that a killed boot had left running")
     context.taken()
 
 

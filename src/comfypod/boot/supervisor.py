@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from comfypod import __version__, proc
+from comfypod import __version__
 from comfypod.boot import httpd, services
 from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
@@ -19,7 +20,7 @@ from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES, Context, Stage, StageCancelledError
 from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
 from comfypod.files import FolderLock, storage_error
-from comfypod.ports import http_url
+from comfypod.ports import connect_host, http_url
 from comfypod.result import Result, failure
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
@@ -27,9 +28,9 @@ from comfypod.workspace.layout import Layout
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from comfypod.boot.settings import Settings
     from comfypod.log import Console
     from comfypod.podfile import PodFile
+    from comfypod.settings import Settings
 
 _QUEUE_SECONDS = 2.0
 
@@ -163,7 +164,7 @@ class Supervisor:
         if self._settings.on_failure == "exit":
             self._stop.set()
         elif self._context.token:
-            self._start(services.jupyter(self._pod, self._settings, self._layout, self._context.token, os.environ))
+            self._start_jupyter()
 
     def _taken(self) -> None:
         """Say on the workspace that this pod runs, and log there from now on."""
@@ -175,15 +176,21 @@ class Supervisor:
     def _start_services(self) -> None:
         context = self._context
         assert context.seeded is not None  # noqa: S101 - the workspace stage has run
-        comfyui = services.comfyui(self._pod, self._settings, context.seeded, os.environ)
-        jupyter = services.jupyter(self._pod, self._settings, self._layout, context.token, os.environ)
-        self.health.urls = {service.name: service.url for service in (comfyui, jupyter) if service is not None}
-        self._start(comfyui)
-        self._start(jupyter)
+        self._start(services.comfyui(self._pod, self._settings, context.seeded, os.environ))
+        self._start_jupyter()
+
+    def _start_jupyter(self) -> None:
+        try:
+            token = self._context.token
+            self._start(services.jupyter(self._pod, self._settings, self._layout, token, os.environ))
+        except OSError as error:
+            told = storage_error(error, "cannot start JupyterLab")
+            self._report(Problem("jupyter", told.message, told.hint))
 
     def _start(self, service: services.Service | None) -> None:
         if service is None:
             return
+        self.health.urls[service.name] = service.url
         log = LogFile(self._layout.logs / f"{service.name}.log")
         self._logs.append(log)
         supervised = Supervised(service, partial(self._output, service.name, log), self._changed)
@@ -205,7 +212,6 @@ class Supervisor:
     def _changed(self, service: Supervised) -> None:
         if service.pid is not None:
             self.health.note(f"{service.service.name} process started")
-            self._record()
         name, attempts = service.service.name, service.attempts
         if service.state is State.READY:
             self.health.settle(name)
@@ -233,17 +239,15 @@ class Supervisor:
             self._console.line(f"  the token is kept in {self._layout.token}")
 
     def _record(self) -> None:
-        boot = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
-        children = tuple(
-            run.Child(service.service.name, service.pid, proc.start_ticks(service.pid) or 0)
-            for service in self.health.services
-            if service.pid is not None
-        )
-        control = http_url(services.connect_host(self._settings.control_listen), self._settings.control_port)
+        record = run.RunRecord(run.this_process(), self._control)
         try:
-            run.write(self._layout.run_record, run.RunRecord(boot, control, self.health.urls, children))
+            run.write(self._layout.run_record, record)
         except OSError as error:
             self.health.report(Problem("storage", f"{self._layout.run_record}: {error.strerror}", "free some space"))
+
+    @property
+    def _control(self) -> str:
+        return http_url(connect_host(self._settings.control_listen), self._settings.control_port)
 
     async def _stop_services(self) -> None:
         self.health.stopping = True
@@ -251,6 +255,8 @@ class Supervisor:
         for service in self.health.services:
             await service.stop()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._context.lock.held and (left := await asyncio.to_thread(run.end_orphans, self._layout.root)):
+            self._console.line(f"ended {left} processes that services had left running")
         if defects := [result for result in results if isinstance(result, BaseException)]:
             self._clean_up()
             raise defects[0]
@@ -258,7 +264,8 @@ class Supervisor:
     def _clean_up(self) -> None:
         """Leave nothing that says that this pod runs."""
         if self._context.lock.held:
-            self._layout.run_record.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._layout.run_record.unlink(missing_ok=True)
             self._context.lock.release()
         self._console.line("stopped")
         for log in self._logs:

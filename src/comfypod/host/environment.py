@@ -144,7 +144,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("UV_CACHE_DIR"):
         return Path(chosen).absolute()
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "uv"
+    return (Path(shared) if Path(shared).is_absolute() else files.home() / ".cache") / "uv"
 
 
 def _uv(

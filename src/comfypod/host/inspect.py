@@ -8,8 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from comfypod import control
-from comfypod.boot.logfile import tail
 from comfypod.errors import NotReadyError, NotRunningError
+from comfypod.files import tail
+from comfypod.host import running
 from comfypod.log import human_bytes
 from comfypod.result import Result
 
@@ -30,7 +31,7 @@ def status(layout: Layout) -> Result:
         NotRunningError: no pod runs on the workspace.
         NotReadyError: it runs and its control plane does not answer.
     """
-    record = control.running(layout)
+    record = running.find(layout)
     found = control.status(record.control)
     if found is None:
         raise NotReadyError(
@@ -80,7 +81,7 @@ def health(layout: Layout, probe: str) -> Result:
         NotRunningError: no pod runs.
         NotReadyError: the probe says no.
     """
-    record = control.running(layout)
+    record = running.find(layout)
     answer = control.ask(record.control, probe)
     if answer is None:
         raise NotRunningError(f"nothing answers on {record.control}", "look at `comfypod logs boot`")
@@ -107,6 +108,8 @@ def logs(layout: Layout, service: str, lines: int, follow: bool, console: Consol
     with contextlib.suppress(KeyboardInterrupt):
         for line in _added(path):
             console.line(line)
+            if console.gone:
+                break
     return Result("logs", {"path": str(path)})
 
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from comfypod.log import Console
 
 MARKER = ".complete"
+PAYLOADS = {
+    "comfyui": "ComfyUI/main.py",
+    "comfyui-env": "venv/bin/python",
+    "jupyter-env": "venv/bin/python",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 2 * 3600.0
@@ -57,7 +62,7 @@ def data_folder(environ: Mapping[str, str]) -> Path:
     shared = environ.get("XDG_DATA_HOME", "")
     if Path(shared).is_absolute():
         return Path(shared) / "comfypod"
-    return Path.home() / ".local" / "share" / "comfypod"
+    return files.home() / ".local" / "share" / "comfypod"
 
 
 @contextmanager
@@ -96,12 +101,12 @@ class Store:
     def find(self, kind: str, key: str) -> Path | None:
         """Return the folder of a complete object, None when there is none.
 
-        An environment whose interpreter was removed from the machine is not complete any more.
+        One that has lost what it is there for, such as an environment whose interpreter has left the machine, is not
+        complete any more.
         """
         folder = self.folder(kind, key)
-        python = folder / "venv" / "bin" / "python"
-        dangling = python.is_symlink() and not python.exists()
-        return folder if (folder / MARKER).is_file() and not dangling else None
+        whole = (folder / MARKER).is_file() and (folder / PAYLOADS.get(kind, MARKER)).exists()
+        return folder if whole else None
 
     def ensure(
         self, kind: str, key: str, build: Callable[[Building], None], *, console: Console, needed: int | None = None

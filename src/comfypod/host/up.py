@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod import control, errors, files, ports, proc
-from comfypod.boot.logfile import tail
-from comfypod.boot.services import connect_host
-from comfypod.boot.settings import Settings, resolve
-from comfypod.errors import BusyError, ComfypodError, HostError, NotReadyError, Problem, ServiceError, error_of
+from comfypod.errors import (
+    BusyError,
+    ComfypodError,
+    HostError,
+    LockError,
+    NotReadyError,
+    Problem,
+    ServiceError,
+    error_of,
+)
+from comfypod.files import tail
+from comfypod.host import running
 from comfypod.host.gpu import choose, probe, verdict
 from comfypod.host.prepare import prepare
 from comfypod.host.store import data_folder
 from comfypod.lock.load import read_lock
+from comfypod.lock.reconcile import drift
+from comfypod.manifest.load import FILE_NAME, load_manifest
 from comfypod.manifest.profiles import Profile, load_profiles, profile
 from comfypod.result import Result
+from comfypod.settings import Settings, as_text, resolve
 from comfypod.workspace import run, state
 from comfypod.workspace.layout import Layout
 
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
 
+    from comfypod.lock.schema import Lock
     from comfypod.log import Console
     from comfypod.podfile import PodFile
 
@@ -52,7 +64,7 @@ class Options:
 
 def default_settings() -> dict[str, str]:
     """Return what the host engine sets where an image's `pod.json` would."""
-    return {"workspace": str(Path.home() / "comfypod"), "on_failure": "exit"}
+    return {"workspace": str(files.home() / "comfypod"), "on_failure": "exit"}
 
 
 def up(options: Options, console: Console) -> Result:
@@ -62,7 +74,9 @@ def up(options: Options, console: Console) -> Result:
         ComfypodError: something stands in the way; nothing half done is left.
     """
     lock = read_lock(options.lock)
-    settings = resolve({**default_settings(), **lock.settings}, os.environ, options.arguments)
+    _ensure_in_step(options.lock, lock)
+    built = {**default_settings(), **{name: as_text(name, value) for name, value in lock.settings.items()}}
+    settings = resolve(built, os.environ, options.arguments)
     layout = Layout(settings.workspace)
     if lock.nodes:
         names = ", ".join(node.name for node in lock.nodes)
@@ -74,7 +88,7 @@ def up(options: Options, console: Console) -> Result:
         lock, chosen, platform.machine(), data=data_folder(os.environ), base=base, offline=options.offline,
         jupyter=settings.jupyter, console=console,
     )  # fmt: skip
-    pod = pod.with_settings({**default_settings(), **pod.settings})
+    pod = pod.with_settings(built)
     _write_pod_file(layout, pod)
     argv = _boot_command(layout.pod_file, options.arguments, json_end=options.detach)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -96,6 +110,18 @@ def _profile(name: str, console: Console) -> Profile:
     return choice.profile
 
 
+def _ensure_in_step(path: Path | None, lock: Lock) -> None:
+    """Refuse a lock that no longer says what the manifest beside it says."""
+    manifest = (path.parent if path is not None else Path()) / FILE_NAME
+    if not manifest.is_file():
+        return
+    if path is None:
+        raise LockError(f"{manifest} has no comfypod.lock beside it", "run `comfypod lock`")
+    if found := drift(load_manifest(manifest), load_profiles(), lock):
+        message = f"{path} is out of step with {manifest.name}"
+        raise LockError(message, "run `comfypod lock`", tuple(each.problem for each in found))
+
+
 def _ensure_startable(layout: Layout, settings: Settings) -> None:
     """Find out what would stop boot before anything is fetched."""
     if (record := run.running(layout.run_record)) is not None:
@@ -105,8 +131,13 @@ def _ensure_startable(layout: Layout, settings: Settings) -> None:
         )
     state.read(layout.state)
     files.make_folder(layout.records)
-    if not os.access(layout.records, os.W_OK):
-        raise files.storage_error(PermissionError(13, "", str(layout.records)), "cannot use the workspace")
+    lock = files.FolderLock(layout.lock)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise files.storage_error(error, "cannot use the workspace") from error
+    finally:
+        lock.release()
     wanted = {"--port": settings.port}
     if settings.jupyter:
         wanted["--jupyter-port"] = settings.jupyter_port
@@ -136,20 +167,22 @@ def _wait(
     child: subprocess.Popen[bytes], layout: Layout, settings: Settings, seconds: float, console: Console
 ) -> Result:
     """Follow a detached boot until it is ready; an interrupt stops it again."""
-    address = ports.http_url(connect_host(settings.control_listen), settings.control_port)
+    address = ports.http_url(ports.connect_host(settings.control_listen), settings.control_port)
     deadline, said = time.monotonic() + seconds, ""
     try:
         while time.monotonic() < deadline:
             if child.poll() is not None:
                 raise _ended(child.returncode, layout)
             status = control.status(address)
+            if status is not None and status.get("boot", {}).get("pid") != child.pid:
+                status = None
             if status is not None and status["ready"]:
                 return _ready(layout, status)
             said = _say_news(status, said, console)
             time.sleep(_POLL_SECONDS)
     except (KeyboardInterrupt, SystemExit):
         child.terminate()
-        _end_boot(run.Child("boot", child.pid, proc.start_ticks(child.pid) or 0), layout, settings.stop_seconds)
+        _end_boot(run.Boot(child.pid, proc.start_ticks(child.pid) or 0), layout, settings.stop_seconds)
         raise
     raise NotReadyError(
         f"the pod is not ready after {seconds:.0f} s: {said or 'it does not answer yet'}",
@@ -183,14 +216,14 @@ def _ended(returncode: int, layout: Layout) -> ComfypodError:
     """Turn the envelope that boot left into the error that it reports."""
     lines = tail(layout.boot_output, 400)
     envelopes = [line for line in lines if line.startswith('{"command": "boot"')]
-    problems = json.loads(envelopes[-1])["errors"] if envelopes else []
+    problems: list[dict[str, str]] = json.loads(envelopes[-1])["errors"] if envelopes else []
     if not problems:
         said = " / ".join(lines[-3:])
         return ComfypodError(f"boot ended with {returncode}: {said}", f"all of it is in {layout.boot_output}")
     problem = Problem(**problems[0])
     if problem.code != ServiceError.code:
         return error_of(problem)
-    last = [line.partition(" | ")[2] for line in lines if line.startswith("comfyui | ")][-3:]
+    last = tail(layout.logs / "comfyui.log", 3)
     return ServiceError(
         f"ComfyUI did not start: {problem.message}; its last words: {' / '.join(last)}",
         f"its whole log is {layout.logs / 'comfyui.log'}",
@@ -203,11 +236,12 @@ def down(layout: Layout, console: Console) -> Result:
     Raises:
         NotRunningError: there is none.
     """
-    record = control.running(layout)
+    record = running.find(layout)
     started = time.monotonic()
     status = control.status(record.control)
     shown = (status or {}).get("settings", {}).get("stop_seconds", {}).get("value", "4")
-    proc.signal_process(record.boot.pid, signal.SIGTERM)
+    if not proc.signal_process(record.boot.pid, signal.SIGTERM) and record.boot.alive:
+        raise HostError(f"the pod (pid {record.boot.pid}) belongs to another user", "stop it as that user, or as root")
     forced = _end_boot(record.boot, layout, float(shown))
     if forced:
         console.warning("the pod did not stop by itself and was killed")
@@ -215,14 +249,13 @@ def down(layout: Layout, console: Console) -> Result:
     return Result("down", {"seconds": round(seconds, 2), "forced": forced}, f"stopped in {seconds:.1f} s")
 
 
-def _end_boot(boot: run.Child, layout: Layout, stop_seconds: float) -> bool:
-    """Wait for a boot that was told to stop; kill it and its children when it does not. True when it was killed."""
+def _end_boot(boot: run.Boot, layout: Layout, stop_seconds: float) -> bool:
+    """Wait for a boot that was told to stop; kill it and what it started when it does not. True when it was killed."""
     deadline = time.monotonic() + 2 * stop_seconds + _STOP_SLACK
     while boot.alive and time.monotonic() < deadline:
         time.sleep(0.05)
     if not boot.alive:
         return False
     proc.signal_process(boot.pid, signal.SIGKILL)
-    if (record := run.read(layout.run_record)) is not None:
-        run.end_orphans(record)
+    run.end_orphans(layout.root)
     return True

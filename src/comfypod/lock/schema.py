@@ -58,7 +58,7 @@ class Environment(_Frozen, frozen=True):
     name: str
     purpose: Purpose
     arch: Arch
-    python: str
+    python: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+\.[0-9]+\Z")]
     requests: tuple[str, ...]
     packages: tuple[Package, ...]
 

@@ -80,9 +80,9 @@ def describe(source: Source) -> str:
     """Name a source in a line."""
     match source:
         case GitSource():
-            return f"{source.url} at {source.ref}"
+            return f"{fetch.shown(source.url)} at {source.ref}"
         case ArchiveSource():
-            return source.url
+            return fetch.shown(source.url)
         case SdistSource():
             return f"{source.package} {source.version} from the package index"
         case PathSource():
@@ -160,7 +160,7 @@ def _deliver(source: Source, work: Path, place: _Place) -> Path:
     inner = tree / (source.subdir or ".")
     if not inner.is_dir() or not inner.resolve().is_relative_to(work.resolve()):
         raise SourceError(f"it has no folder {source.subdir}")
-    return inner
+    return inner.resolve()
 
 
 def _clone(source: GitSource, tree: Path, console: Console) -> Path:

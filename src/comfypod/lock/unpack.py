@@ -11,6 +11,7 @@ import zlib
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from comfypod import files
 from comfypod.errors import IntegrityError, SourceError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError) as error:
         raise SourceError(f"what arrived is not an archive that can be read: {error}") from error
     except OSError as error:
-        if error.errno is not None:
+        if error.errno in files.DISK_ERRORS:
             raise
         raise SourceError(f"what arrived is not an archive that can be read: {error}") from error
     entries = list(folder.iterdir())

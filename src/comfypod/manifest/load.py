@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from comfypod.boot.settings import as_text
 from comfypod.errors import ManifestError, Problem, UsageError
 from comfypod.manifest import profiles
 from comfypod.manifest.locate import line_of, locate
 from comfypod.manifest.schema import Manifest, url_file
 from comfypod.manifest.values import SafeName
+from comfypod.settings import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from comfypod.boot.settings import as_text
 from comfypod.manifest.values import SafeName, SafePath, Sha256, Source
+from comfypod.settings import as_text
 
 Version = Annotated[
     str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9]+)+([-+.]?[0-9A-Za-z.]+)?\Z", description='a version such as "0.30.0"')

@@ -1,8 +1,9 @@
-"""`run.json`: the boot that runs on a workspace now, for `status`, `down` and the boot after a crash."""
+"""`run.json`: the boot that runs on a workspace now, for `status` and `down`; and what a killed boot left running."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from dataclasses import asdict, dataclass
@@ -14,14 +15,14 @@ from comfypod.files import write_atomic
 if TYPE_CHECKING:
     from pathlib import Path
 
+MARK = "COMFYPOD_POD"
 _ORPHAN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """A process named for good by pid and start time."""
+class Boot:
+    """A boot process, named for good by pid and start time."""
 
-    name: str
     pid: int
     started: int
 
@@ -33,34 +34,32 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One boot: itself, where its control plane answers, what it opened, and its children."""
+    """A boot and where its control plane answers."""
 
-    boot: Child
+    boot: Boot
     control: str
-    urls: dict[str, str]
-    children: tuple[Child, ...] = ()
+
+
+def this_process() -> Boot:
+    """Name the calling process."""
+    return Boot(os.getpid(), proc.start_ticks(os.getpid()) or 0)
 
 
 def write(path: Path, record: RunRecord) -> None:
     """Replace the record; it means nothing after a reboot, so it need not be durable."""
-    write_atomic(path, json.dumps(asdict(record), indent=1).encode() + b"\n", 0o600, durable=False)
+    write_atomic(path, json.dumps(asdict(record)).encode() + b"\n", 0o600, durable=False)
 
 
 def read(path: Path) -> RunRecord | None:
     """Read the record; None when there is none or it is damaged."""
     try:
         body: Any = json.loads(path.read_bytes())
-        children = tuple(_child(child) for child in body["children"])
-        return RunRecord(_child(body["boot"]), str(body["control"]), dict(body["urls"]), children)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _child(body: Any) -> Child:
-    child = Child(str(body["name"]), body["pid"], body["started"])
-    if not (type(child.pid) is type(child.started) is int and child.pid > 1):
-        raise ValueError("not a process")
-    return child
+        pid, started = body["boot"]["pid"], body["boot"]["started"]
+        if type(pid) is int and pid > 1 and type(started) is int and started > 0:
+            return RunRecord(Boot(pid, started), str(body["control"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return None
 
 
 def running(path: Path) -> RunRecord | None:
@@ -69,14 +68,18 @@ def running(path: Path) -> RunRecord | None:
     return record if record is not None and record.boot.alive else None
 
 
-def end_orphans(record: RunRecord) -> tuple[str, ...]:
-    """End children that outlived a killed boot; return their names."""
-    orphans = [child for child in record.children if child.alive]
-    for child in orphans:
-        proc.signal_group(child.pid, signal.SIGTERM)
+def end_orphans(workspace: Path) -> int:
+    """End what boots of this workspace left running, known by the mark in its environment; return how many.
+
+    Only for whoever holds the workspace, so that no living boot's services are among them.
+    """
+    mark = f"{MARK}={workspace}"
+    orphans = proc.with_variable(mark)
+    for pid in orphans:
+        proc.signal_process(pid, signal.SIGTERM)
     deadline = time.monotonic() + _ORPHAN_SECONDS
-    while any(child.alive for child in orphans) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for child in orphans:
-        proc.signal_group(child.pid, signal.SIGKILL)
-    return tuple(child.name for child in orphans)
+    while any(proc.start_ticks(pid) for pid in orphans) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in proc.with_variable(mark) if orphans else ():
+        proc.signal_process(pid, signal.SIGKILL)
+    return len(orphans)

@@ -48,10 +48,12 @@ def seed(layout: Layout, pod: PodFile, pristine: Path, advance: Callable[[int], 
         StorageError: too little room (both sizes named), or the disk failed; the staged tree is removed.
     """
     files.remove_tree(layout.staging)
+    if os.path.lexists(layout.comfyui) and not layout.comfyui.is_dir():
+        raise StorageError(f"{layout.comfyui} is there and is no folder", "move it away; nothing was written")
     if layout.comfyui.is_dir():
         found = _marked_release(layout)
         _make_user_folders(layout)
-        if found == pod.release:
+        if found == pod.release and (layout.comfyui / "main.py").is_file():
             return Seeded("kept", layout.comfyui, layout.comfyui, found)
         return Seeded("other", pristine, layout.comfyui, found)
     if not (pristine / "main.py").is_file():
@@ -91,7 +93,7 @@ def _make_user_folders(layout: Layout) -> None:
 def _marked_release(layout: Layout) -> str:
     try:
         return str(json.loads(layout.release_mark.read_bytes())["release"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

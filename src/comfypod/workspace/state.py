@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,18 @@ def read(path: Path) -> State | None:
 
     Raises:
         StorageError: a newer comfypod wrote it, so nothing here may be changed.
+        OSError: it is there and cannot be read, so nothing is known about it.
     """
     try:
-        body = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        body = json.loads(data)
         schema = int(body["schema"])
         if schema <= SCHEMA:
             return State(body["release"], body["environment"], body["mount"], body["writer"], schema)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     raise StorageError(
         f"{path.parent.parent} was written by comfypod {body.get('writer')} with schema {schema}; "
@@ -65,7 +71,8 @@ def keep_token(path: Path) -> tuple[str, bool]:
         token = path.read_text("ascii").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         token = ""
-    if token and token.isprintable():
+    if re.fullmatch(r"[!-~]+", token):
+        path.chmod(0o600)
         return token, False
     token = os.urandom(24).hex()
     write_atomic(path, token.encode() + b"\n", 0o600)

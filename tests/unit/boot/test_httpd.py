@@ -35,7 +35,7 @@ def _exchange(raw: bytes, *, half_close: bool = True) -> bytes:
 
 
 def test_get_answers_with_the_body_and_closes() -> None:
-    answer = _exchange(b"GET /livez?verbose HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = _exchange(b"GET /livez?verbose HTTP/1.1\r\nHost: localhost:8189\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.endswith(b"\r\n\r\nlivez\n")
 

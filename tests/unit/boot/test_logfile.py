@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from comfypod.boot.logfile import LogFile, tail
+from comfypod.boot.logfile import LogFile
+from comfypod.files import tail
 from tests.kit.disks import tmpfs
 
 

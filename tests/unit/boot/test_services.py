@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfypod.boot.services import SAFE_MODE_ARGUMENT, Service, child_environ, comfyui, jupyter
-from comfypod.boot.settings import Settings, resolve, secret_variables
 from comfypod.podfile import PodFile
+from comfypod.settings import Settings, resolve, secret_variables
+from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 from comfypod.workspace.seed import Seeded
 
 PYTHON = Path("/opt/venv/bin/python")
+WORKSPACE = Path("/workspace")
 POD = PodFile(
     profile="cpu", arch="x86_64", lock="0" * 64, comfyui_version="0.30.0", comfyui_digest="sha256:" + "a" * 64,
     comfyui_path="/opt/comfyui", environment_key="k", torch="2.0", python=str(PYTHON),
@@ -45,19 +47,19 @@ def lab_of(tmp_path: Path, environ: dict[str, str] | None = None, **arguments: s
 
 @given(st.dictionaries(_NAMES | st.text("ABC_", min_size=1), st.text(min_size=1, max_size=9)))
 def test_no_secret_and_no_python_setting_of_the_callers_reaches_a_child(environ: dict[str, str]) -> None:
-    child = child_environ(environ, PYTHON)
+    child = child_environ(environ, PYTHON, WORKSPACE)
     assert not secret_variables() & set(child)
     assert not {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP"} & set(child)
-    ours = {"PATH", "VIRTUAL_ENV", "PYTHONUNBUFFERED", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP"}
+    ours = {"PATH", "VIRTUAL_ENV", "PYTHONUNBUFFERED", run.MARK, "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP"}
     others = set(environ) - secret_variables() - ours
     assert {name: child[name] for name in others} == {name: environ[name] for name in others}
 
 
 def test_programs_of_the_environment_come_first() -> None:
-    child = child_environ({"PATH": "/usr/bin:/bin"}, PYTHON)
+    child = child_environ({"PATH": "/usr/bin:/bin"}, PYTHON, WORKSPACE)
     assert child["PATH"] == "/opt/venv/bin:/usr/bin:/bin"
     assert child["VIRTUAL_ENV"] == "/opt/venv"
-    assert child_environ({}, PYTHON)["PATH"] == f"/opt/venv/bin:{os.defpath}"
+    assert child_environ({}, PYTHON, WORKSPACE)["PATH"] == f"/opt/venv/bin:{os.defpath}"
 
 
 def test_comfyui_runs_from_the_volume_with_its_own_folders() -> None:

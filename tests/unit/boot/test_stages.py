@@ -11,7 +11,6 @@ import pytest
 
 from comfypod import files, podfile
 from comfypod.boot.health import Health, StageView
-from comfypod.boot.settings import resolve
 from comfypod.boot.stages import (
     STAGES,
     Context,
@@ -25,6 +24,7 @@ from comfypod.boot.stages import (
 from comfypod.errors import BusyError, InstallError, StorageError
 from comfypod.log import Console
 from comfypod.podfile import LockedModel
+from comfypod.settings import resolve
 from comfypod.workspace import state
 from comfypod.workspace.layout import Layout
 from tests.kit import standin

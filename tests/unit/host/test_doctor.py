@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import socket
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from comfypod import proc
 from comfypod.errors import UsageError
 from comfypod.host import doctor, gpu
 from comfypod.host.prepare import prepare
@@ -133,8 +131,8 @@ def test_a_good_machine_ends_with_0_in_aligned_columns(tmp_path: Path) -> None:
 def test_a_port_that_the_workspaces_own_pod_holds_is_no_problem(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.records.mkdir()
-    me = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
-    run.write(layout.run_record, run.RunRecord(me, "", {}))
+    me = run.this_process()
+    run.write(layout.run_record, run.RunRecord(me, ""))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         found = doctor.examine(data=tmp_path, workspace=tmp_path, addresses=_at(port), lock=None, profile="cpu")

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod import proc
 from comfypod.boot.health import Health, StageView
-from comfypod.boot.settings import resolve
 from comfypod.errors import NotReadyError, NotRunningError
 from comfypod.host import inspect
 from comfypod.log import Console
+from comfypod.settings import resolve
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 from tests.kit import standin
@@ -43,8 +42,8 @@ def layout(tmp_path: Path, site: Site) -> Layout:
 
 
 def register(layout: Layout, control: str) -> None:
-    boot = run.Child("boot", os.getpid(), proc.start_ticks(os.getpid()) or 0)
-    run.write(layout.run_record, run.RunRecord(boot, control, {}))
+    boot = run.this_process()
+    run.write(layout.run_record, run.RunRecord(boot, control))
 
 
 def snapshot(tmp_path: Path, **changes: Any) -> dict[str, Any]:

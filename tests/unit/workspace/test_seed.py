@@ -145,7 +145,7 @@ def test_a_seeding_that_is_stopped_leaves_nothing(layout: Layout, pristine: Path
 
 def test_a_file_in_the_place_of_comfyui_is_named_and_kept(layout: Layout, pristine: Path, tmp_path: Path) -> None:
     layout.comfyui.write_text("theirs")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+    with pytest.raises(StorageError, match="is there and is no folder"):
         fill(layout, tmp_path)
     assert layout.comfyui.read_text() == "theirs"
     assert not layout.staging.exists()

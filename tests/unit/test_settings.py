@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfypod.boot.settings import TABLE, resolve, secret_variables
 from comfypod.errors import UsageError
+from comfypod.settings import TABLE, resolve, secret_variables
 
 
 def test_later_layers_win_and_origins_say_which(tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def _arguments(text: str) -> tuple[str, ...]:
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if seconds >= 0:
+    if 0 <= seconds <= 3600:
         return seconds
-    raise ValueError("a number of seconds is expected")
+    raise ValueError("a number of seconds up to 3600 is expected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ def _from_workspace(path: Path) -> dict[str, str]:
 
     try:
         table = tomllib.loads(data.decode("utf-8")).get("settings", {})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(str(error), "mend the file, or move it away") from error
     if not isinstance(table, dict):
         raise UsageError("`settings` is not a table", "write it as [settings]")

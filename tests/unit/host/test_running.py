@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod import proc
+from comfypod.errors import NotRunningError
+from comfypod.host import running
+from comfypod.workspace import run
+from comfypod.workspace.layout import Layout
+from tests.kit.web import Answer, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_record_of_the_pod_that_runs_is_found_and_no_other(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.records.mkdir()
+    with pytest.raises(NotRunningError, match=f"no pod runs on the workspace {tmp_path}") as caught:
+        running.find(layout)
+    assert "comfypod up" in caught.value.hint
+    started = proc.start_ticks(os.getpid())
+    assert started is not None
+    record = run.RunRecord(run.Boot(os.getpid(), started), "http://127.0.0.1:1")
+    run.write(layout.run_record, record)
+    assert running.find(layout) == record
+    run.write(layout.run_record, run.RunRecord(run.Boot(os.getpid(), started + 1), "http://127.0.0.1:1"))
+    with pytest.raises(NotRunningError):
+        running.find(layout)
+
+
+def test_a_pod_without_a_record_is_found_where_it_would_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as site:
+        monkeypatch.setenv("COMFYPOD_CONTROL_PORT", site.url.rpartition(":")[2])
+        for workspace, found in ((tmp_path, True), (tmp_path / "other", False)):
+            body = {"boot": {"pid": os.getpid()}, "settings": {"workspace": {"value": str(workspace)}}}
+            site.answers["/status"] = Answer(json.dumps(body).encode())
+            if found:
+                assert running.find(Layout(tmp_path)).control == site.url
+            else:
+                with pytest.raises(NotRunningError):
+                    running.find(Layout(tmp_path))
