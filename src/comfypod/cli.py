@@ -133,7 +133,7 @@ def _verb(verbs: _Verbs, name: str, text: str, epilog: str = "") -> argparse.Arg
 
 def _workspace(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
-        "--workspace", metavar="DIR", help="the pod's workspace (default: /workspace in a pod, ~/comfypod)"
+        "--workspace", metavar="DIR", help="the pod's workspace (default: /workspace in a pod, ~/comfypod-workspace)"
     )
     return parser
 
@@ -233,7 +233,7 @@ def _layout(options: argparse.Namespace) -> Layout:
     from comfypod.workspace.layout import Layout
 
     given = options.workspace or os.environ.get("COMFYPOD_WORKSPACE", "").strip()
-    default = "/workspace" if podfile.find() else "~/comfypod"
+    default = "/workspace" if podfile.find() else "~/comfypod-workspace"
     return Layout(_expanded(given or default))
 
 

@@ -45,7 +45,7 @@ def _open(
         raise SourceError(f"{shown(url)} answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise SourceError(f"{shown(url)} is not reachable: {reason}", "check the network, or use --offline") from error
+        raise SourceError(f"{shown(url)} is not reachable: {reason}", "check the network and the address") from error
     except ValueError as error:
         raise SourceError(f"{shown(url)} is not an address: {error}", "check how it is written") from error
     return response

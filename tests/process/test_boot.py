@@ -128,7 +128,7 @@ def test_e4_comfyui_needs_three_minutes_to_start(tmp_path: Path) -> None:
         assert len(pod.site.starts()) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_e5_signal_when_idle(site: Site, signum: signal.Signals) -> None:
     with booted(site) as pod:
         pid = pod.wait_for("ready")["services"][0]["pid"]
@@ -148,10 +148,20 @@ def test_e5_signal_while_stopping_shows_not_ready_and_a_second_one_stops_at_once
         pod.wait_for("stopping")
         assert pod.probe("/readyz") == (503, "stopping")
         assert pod.probe("/livez") == (200, "live")
+        time.sleep(0.4)
         began = time.monotonic()
         pod.stop()
         assert time.monotonic() - began < 2
         assert proc.start_ticks(pid) is None
+
+
+def test_one_ctrl_c_that_arrives_twice_is_one(site: Site) -> None:
+    with booted(site) as pod:
+        pod.wait_for("ready")
+        pod.process.send_signal(signal.SIGINT)
+        assert pod.stop(signal.SIGINT) == 0
+        assert "again" not in pod.output_so_far()
+        assert "stand-in stopped server" in pod.output_so_far()
 
 
 def test_a_child_deaf_to_signals_is_killed_in_its_time(tmp_path: Path) -> None:

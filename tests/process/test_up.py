@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from comfypod import proc
 from comfypod.boot.policy import exit_code
 from tests.kit.disks import tmpfs
 from tests.kit.lab import Lab, until
@@ -62,7 +63,7 @@ def test_a_second_up_and_another_workspace_use_what_is_there(lab: Lab) -> None:
     made = {path: path.stat().st_mtime_ns for path in (lab.data / "store").glob("*/*/.complete")}
     again = lab.up()
     assert again.returncode == 0
-    assert "fetching" not in again.stdout
+    assert "preparing" not in again.stdout
     lab.down()
     other = lab.run(*lab.up_arguments("--detach"), "--workspace", str(lab.folder / "other"))
     assert other.returncode == 0
@@ -265,6 +266,18 @@ def test_ctrl_c_in_every_phase_leaves_nothing_half_done(tmp_path: Path, phase: s
     assert again.returncode == 0, again.stdout
     assert (lab.layout.comfyui / "models" / "large.bin").stat().st_size == 60_000_000
     assert lab.down().returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_what_a_killed_pod_left_running_is_ended(lab: Lab, verb: str) -> None:
+    assert lab.up().returncode == 0
+    status = lab.status() or {}
+    os.kill(status["boot"]["pid"], signal.SIGKILL)
+    until(lambda: lab.status() is None, "killed")
+    assert proc.start_ticks(status["services"][0]["pid"]) is not None
+    done = lab.up() if verb == "up" else lab.down()
+    assert done.returncode == 0, done.stdout
+    assert proc.start_ticks(status["services"][0]["pid"]) is None
 
 
 def test_sigterm_in_the_middle_of_an_install_is_as_clean_as_ctrl_c(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_redirect_to_a_file_is_not_followed(site: Site) -> None:
 def test_a_host_that_does_not_answer_comes_with_a_hint() -> None:
     with pytest.raises(SourceError, match=r"127\.0\.0\.1:9/a is not reachable: .*refused") as caught:
         fetch.head("http://127.0.0.1:9/a")
-    assert "--offline" in caught.value.hint
+    assert "check the network" in caught.value.hint
 
 
 def test_head_follows_redirects_as_head_and_keeps_the_headers_on_the_way(site: Site) -> None:

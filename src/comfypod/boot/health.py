@@ -91,7 +91,11 @@ class Health:
             return ["the pod is stopping"]
         if self.failed:
             return [self.failed]
-        running = [f"stage {stage.name} runs: {stage.detail}" for stage in self.stages if stage.state == "running"]
+        running = [
+            f"stage {stage.name} runs" + (f": {stage.detail}" if stage.detail else "")
+            for stage in self.stages
+            if stage.state == "running"
+        ]
         waiting = [sentence(service) for service in self._critical() if service.state is not State.READY]
         return running + waiting or [f"the pod is {self.phase}"]
 

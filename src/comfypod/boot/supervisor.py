@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from comfypod.settings import Settings
 
 _QUEUE_SECONDS = 2.0
+# A wrapper such as `uv run` passes on the Ctrl-C that the terminal has sent to the whole group already.
+_SAME_SIGNAL_SECONDS = 0.3
 
 
 class Supervisor:
@@ -44,7 +46,7 @@ class Supervisor:
         self._pod, self._settings, self._console = pod, settings, console
         self._layout = layout
         self._stop = asyncio.Event()
-        self._signals = 0
+        self._signaled: float | None = None
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -106,12 +108,15 @@ class Supervisor:
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                loop.add_signal_handler(signum, self._on_signal, signum)
 
     def _on_signal(self, signum: signal.Signals) -> None:
-        self._signals += 1
-        if self._signals == 1:
+        before, self._signaled = self._signaled, time.monotonic()
+        if before is not None and self._signaled - before < _SAME_SIGNAL_SECONDS:
+            return
+        if before is None:
             self._console.line(f"{signum.name}: stopping; once more stops at once")
             self.health.stopping = True
             self._stop.set()

@@ -56,11 +56,12 @@ def _status_text(layout: Layout, found: Mapping[str, Any]) -> str:
         *(f"  {row['name']:<12}{row['state']:<10}{row['seconds']:>7.2f} s  {row['detail']}" for row in found["stages"]),
         "services",
         *(_service_line(row, found["urls"]) for row in found["services"]),
-        "settings (other than default)",
+        *([f"log in to JupyterLab with the token in {layout.token}"] if "jupyter" in found["urls"] else []),
+        "settings that were chosen",
         *(
             f"  {name:<16}{row['value']}  ({row['origin']})"
             for name, row in found["settings"].items()
-            if row["origin"] != "default"
+            if row["origin"] not in ("default", "pod.json")
         ),
     ]
     for problem in found["problems"]:

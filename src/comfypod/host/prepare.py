@@ -206,7 +206,7 @@ def _announce(todo: Sequence[Need], console: Console) -> None:
     named = ", ".join(f"{package.name} {human_bytes(package.download_bytes)}" for package in largest)
     total = human_bytes(sum(need.download for need in todo))
     console.line(
-        f"fetching {', '.join(need.title for need in todo)}: {total}"
+        f"preparing {', '.join(need.title for need in todo)}: {total} to fetch"
         + (f" (largest: {named})" if named else "")
         + ", less what uv has in its cache"
     )

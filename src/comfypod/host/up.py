@@ -20,6 +20,7 @@ from comfypod.errors import (
     HostError,
     LockError,
     NotReadyError,
+    NotRunningError,
     Problem,
     ServiceError,
     error_of,
@@ -64,7 +65,7 @@ class Options:
 
 def default_settings() -> dict[str, str]:
     """Return what the host engine sets where an image's `pod.json` would."""
-    return {"workspace": str(files.home() / "comfypod"), "on_failure": "exit"}
+    return {"workspace": str(files.home() / "comfypod-workspace"), "on_failure": "exit"}
 
 
 def up(options: Options, console: Console) -> Result:
@@ -131,18 +132,29 @@ def _ensure_startable(layout: Layout, settings: Settings) -> None:
         )
     state.read(layout.state)
     files.make_folder(layout.records)
-    lock = files.FolderLock(layout.lock)
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise files.storage_error(error, "cannot use the workspace") from error
-    finally:
-        lock.release()
+    end_left_over(layout)
     wanted = {"--port": settings.port}
     if settings.jupyter:
         wanted["--jupyter-port"] = settings.jupyter_port
     ports.ensure_free(settings.listen, wanted)
     ports.ensure_free(settings.control_listen, {"--control-port": settings.control_port})
+
+
+def end_left_over(layout: Layout) -> int:
+    """End what a killed boot of this workspace left running; return how many processes that were.
+
+    Raises:
+        BusyError: a boot holds the workspace.
+        StorageError: the workspace cannot be written.
+    """
+    lock = files.FolderLock(layout.lock)
+    try:
+        lock.acquire()
+        return run.end_orphans(layout.root)
+    except OSError as error:
+        raise files.storage_error(error, "cannot use the workspace") from error
+    finally:
+        lock.release()
 
 
 def _write_pod_file(layout: Layout, pod: PodFile) -> None:
@@ -236,8 +248,13 @@ def down(layout: Layout, console: Console) -> Result:
     Raises:
         NotRunningError: there is none.
     """
-    record = running.find(layout)
     started = time.monotonic()
+    try:
+        record = running.find(layout)
+    except NotRunningError:
+        if layout.records.is_dir() and (ended := end_left_over(layout)):
+            return Result("down", {"ended": ended}, f"ended {ended} processes that a killed pod had left running")
+        raise
     status = control.status(record.control)
     shown = (status or {}).get("settings", {}).get("stop_seconds", {}).get("value", "4")
     if not proc.signal_process(record.boot.pid, signal.SIGTERM) and record.boot.alive:

@@ -58,7 +58,7 @@ def test_a_store_is_made_from_a_lock_and_the_facts_point_into_it(tmp_path: Path,
     assert pod.lock == hashlib.sha256(encode(lock)).hexdigest()
     assert pod.environment_key == lock.environments[0].key
     assert pod.comfyui_path == str(data / "store" / "comfyui" / pod.release / "ComfyUI")
-    assert out.getvalue().startswith("fetching ComfyUI 0.30.0, 2 packages for ComfyUI, 1 package for JupyterLab: ")
+    assert out.getvalue().startswith("preparing ComfyUI 0.30.0, 2 packages for ComfyUI, 1 package for JupyterLab: ")
 
 
 def test_bytecode_is_there_for_the_tree_and_the_packages(tmp_path: Path, wheels: Path) -> None:
