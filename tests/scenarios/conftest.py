@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,16 @@ class RealSite:
         assert done.returncode == 0, done.stdout + done.stderr
         envelope: dict[str, Any] = json.loads(done.stdout)
         return envelope
+
+    def wait_for_jupyter(self) -> list[int]:
+        """Wait until JupyterLab answers too; return the pids of both services."""
+        deadline = time.monotonic() + 60
+        while True:
+            rows = {row["name"]: row for row in self.status()["services"]}
+            if rows.get("jupyter", {}).get("state") == "ready":
+                return [rows["comfyui"]["pid"], rows["jupyter"]["pid"]]
+            assert time.monotonic() < deadline, rows
+            time.sleep(0.2)
 
     def down(self) -> subprocess.CompletedProcess[str]:
         return self.run("down", "--workspace", str(self.layout.root))

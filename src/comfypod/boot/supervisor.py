@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from comfypod.settings import Settings
 
 _QUEUE_SECONDS = 2.0
+_ENOUGH_CORES = 4
+_JUPYTER_LATEST_SECONDS = 60.0
 # A wrapper such as `uv run` passes on the Ctrl-C that the terminal has sent to the whole group already.
 _SAME_SIGNAL_SECONDS = 0.3
 
@@ -47,6 +49,7 @@ class Supervisor:
         self._layout = layout
         self._stop = asyncio.Event()
         self._signaled: float | None = None
+        self._jupyter_waits = False
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -169,6 +172,7 @@ class Supervisor:
         if self._settings.on_failure == "exit":
             self._stop.set()
         elif self._context.token:
+            self._jupyter_waits = True
             self._start_jupyter()
 
     def _taken(self) -> None:
@@ -182,9 +186,17 @@ class Supervisor:
         context = self._context
         assert context.seeded is not None  # noqa: S101 - the workspace stage has run
         self._start(services.comfyui(self._pod, self._settings, context.seeded, os.environ))
-        self._start_jupyter()
+        self._jupyter_waits = True
+        if len(os.sched_getaffinity(0)) >= _ENOUGH_CORES:
+            self._start_jupyter()
+        else:
+            asyncio.get_running_loop().call_later(_JUPYTER_LATEST_SECONDS, self._start_jupyter)
 
     def _start_jupyter(self) -> None:
+        """Start JupyterLab, once. On few cores it waits until ComfyUI serves or has died: both would be slower."""
+        if not self._jupyter_waits or self._stop.is_set():
+            return
+        self._jupyter_waits = False
         try:
             token = self._context.token
             self._start(services.jupyter(self._pod, self._settings, self._layout, token, os.environ))
@@ -220,6 +232,8 @@ class Supervisor:
         name, attempts = service.service.name, service.attempts
         if service.state is State.READY:
             self.health.settle(name)
+        if service.service.critical and service.state not in (State.STARTING, State.STOPPING, State.STOPPED):
+            self._start_jupyter()
         if service.state is State.WAITING:
             self._report(Problem(name, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
             if attempts.safe_mode and attempts.quick == 0:

@@ -217,7 +217,8 @@ def _ready(layout: Layout, status: Mapping[str, Any]) -> Result:
         shown, given = urls["jupyter"], status["settings"]
         if given["token"]["value"] == given["jupyter_password"]["value"] == "not given":
             shown += f"/lab?token={layout.token.read_text('ascii').strip()}"
-        lines.append(f"  JupyterLab: {shown}")
+        states = {row["name"]: row["state"] for row in status["services"]}
+        lines.append(f"  JupyterLab: {shown}" + (" (starting)" if states.get("jupyter") != "ready" else ""))
     lines += [f"  workspace:  {layout.root}", "stop it with `comfypod down`, watch it with `comfypod logs -f`"]
     lines += [f"WARNING {problem['message']}" for problem in status["problems"]]
     data = {"workspace": str(layout.root), "urls": urls, "token_file": str(layout.token), "status": status}
