@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from comfypod.errors import ComfypodError
     from comfypod.host.store import Building
     from comfypod.lock.schema import Environment
-    from comfypod.log import Console
+    from comfypod.lock.sources import uv_index
+from comfypod.log import Console
 
 _INSTALL_SECONDS = 4 * 3600.0
 _PYTHON_SECONDS = 600.0
@@ -162,7 +163,7 @@ def _uv(
 def _uv_environ() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_UV}
     # A slow disk is no reason to give up on bytecode.
-    return {"UV_COMPILE_BYTECODE_TIMEOUT": "1800", **kept}
+    return {"UV_COMPILE_BYTECODE_TIMEOUT": "1800", **kept, **uv_index(os.environ)}
 
 
 def explain(done: proc.Completed, folder: Path, needed: int) -> ComfypodError:

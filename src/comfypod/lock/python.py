@@ -20,7 +20,8 @@ from comfypod.lock.schema import Package, Wheel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from comfypod.log import Console
+    from comfypod.lock.sources import uv_index
+from comfypod.log import Console
 
 _SECONDS = 600.0
 _PLATFORM = "manylinux_2_28"
@@ -87,10 +88,8 @@ def _write_inputs(
 
 
 def _environ() -> dict[str, str]:
-    environ = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
-    if index := environ.get("PIP_INDEX_URL"):
-        environ.setdefault("UV_DEFAULT_INDEX", environ.get("UV_INDEX_URL", index))
-    return environ
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    return {**kept, **uv_index(os.environ)}
 
 
 def _refusal(done: proc.Completed, python: str, arch: str) -> LockError:

@@ -61,6 +61,14 @@ def index_url(environ: Mapping[str, str]) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
+def uv_index(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what makes uv use pip's index where it was given none of its own: it does not read pip's variables."""
+    index = environ.get("PIP_INDEX_URL")
+    return (
+        {"UV_DEFAULT_INDEX": environ.get("UV_INDEX_URL", index)} if index and "UV_DEFAULT_INDEX" not in environ else {}
+    )
+
+
 def default_sources(version: str) -> tuple[Source, ...]:
     """Return where a version of ComfyUI is known to be: a source distribution if any, Git, the tag's archive."""
     text = resources.files("comfypod.resources").joinpath("comfyui.toml").read_text("utf-8")
