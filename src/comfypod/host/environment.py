@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from comfypod import files, proc
 from comfypod.errors import HostError, InstallError, IntegrityError, LockError, SourceError
 from comfypod.host.store import disk_errors, with_data_hint
+from comfypod.lock.sources import uv_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from comfypod.errors import ComfypodError
     from comfypod.host.store import Building
     from comfypod.lock.schema import Environment
-    from comfypod.lock.sources import uv_index
 from comfypod.log import Console
 
 _INSTALL_SECONDS = 4 * 3600.0

@@ -16,11 +16,11 @@ import uv
 from comfypod import fetch, proc
 from comfypod.errors import LockError
 from comfypod.lock.schema import Package, Wheel
+from comfypod.lock.sources import uv_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from comfypod.lock.sources import uv_index
 from comfypod.log import Console
 
 _SECONDS = 600.0

@@ -63,10 +63,8 @@ def index_url(environ: Mapping[str, str]) -> str:
 
 def uv_index(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what makes uv use pip's index where it was given none of its own: it does not read pip's variables."""
-    index = environ.get("PIP_INDEX_URL")
-    return (
-        {"UV_DEFAULT_INDEX": environ.get("UV_INDEX_URL", index)} if index and "UV_DEFAULT_INDEX" not in environ else {}
-    )
+    index = environ.get("UV_INDEX_URL") or environ.get("PIP_INDEX_URL")
+    return {"UV_DEFAULT_INDEX": index} if index and "UV_DEFAULT_INDEX" not in environ else {}
 
 
 def default_sources(version: str) -> tuple[Source, ...]:
