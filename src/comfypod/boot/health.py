@@ -63,7 +63,8 @@ class Health:
         """Take back problems that are over."""
         self.problems[:] = [problem for problem in self.problems if problem.code != code]
 
-    def _critical(self) -> list[Supervised]:
+    def critical(self) -> list[Supervised]:
+        """Return the services without which the pod is not ready."""
         return [service for service in self.services if service.service.critical]
 
     @property
@@ -71,11 +72,11 @@ class Health:
         """The pod in one word."""
         if self.stopping:
             return "stopping"
-        if self.failed or any(service.state is State.FAILED for service in self._critical()):
+        if self.failed or any(service.state is State.FAILED for service in self.critical()):
             return "failed"
         if not self.services:
             return "preparing"
-        return "ready" if all(service.state is State.READY for service in self._critical()) else "starting"
+        return "ready" if all(service.state is State.READY for service in self.critical()) else "starting"
 
     @property
     def ready(self) -> bool:
@@ -96,7 +97,7 @@ class Health:
             for stage in self.stages
             if stage.state == "running"
         ]
-        waiting = [sentence(service) for service in self._critical() if service.state is not State.READY]
+        waiting = [sentence(service) for service in self.critical() if service.state is not State.READY]
         return running + waiting or [f"the pod is {self.phase}"]
 
     def snapshot(self) -> dict[str, Any]:

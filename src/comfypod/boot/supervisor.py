@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from comfypod import __version__
-from comfypod.boot import httpd, services
+from comfypod.boot import httpd, probes, services
 from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
 from comfypod.boot.process import State, Supervised
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from comfypod.podfile import PodFile
     from comfypod.settings import Settings
 
-_QUEUE_SECONDS = 2.0
 _ENOUGH_CORES = 4
 _JUPYTER_LATEST_SECONDS = 60.0
 # A wrapper such as `uv run` passes on the Ctrl-C that the terminal has sent to the whole group already.
@@ -63,23 +61,13 @@ class Supervisor:
 
         Raises:
             BusyError: the control port is taken.
-        UsageError: its address is not this machine's.
+            UsageError: its address is not this machine's.
         """
         self.health.note("imported")
         self._take_signals()
-        settings = self._settings
-        self._console.line(
-            f"comfypod {__version__} boots {self._pod.release} ({self._pod.profile}) in {settings.workspace}"
-        )
-        try:
-            server = await httpd.serve(settings.control_listen, settings.control_port, self._respond)
-        except (OSError, ValueError) as error:
-            where = f"{settings.control_listen}:{settings.control_port}"
-            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                hint = "stop what uses it, or choose another with --control-port"
-                raise BusyError(f"the control port {where} is not free", hint) from error
-            hint = "give an address of this machine as COMFYPOD_CONTROL_LISTEN"
-            raise UsageError(f"the control plane cannot listen on {where}: {error}", hint) from error
+        release, workspace = self._pod.release, self._settings.workspace
+        self._console.line(f"comfypod {__version__} boots {release} ({self._pod.profile}) in {workspace}")
+        server = await self._serve()
         self.health.note("control plane answers")
         self._spawn(self._boot())
         await self._stop.wait()
@@ -87,6 +75,17 @@ class Supervisor:
         server.close()
         self._clean_up()
         return self._result()
+
+    async def _serve(self) -> asyncio.Server:
+        host, port = self._settings.control_listen, self._settings.control_port
+        try:
+            return await httpd.serve(host, port, partial(probes.respond, health=self.health))
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                hint = "stop what uses it, or choose another with --control-port"
+                raise BusyError(f"the control port {host}:{port} is not free", hint) from error
+            hint = "give an address of this machine as COMFYPOD_CONTROL_LISTEN"
+            raise UsageError(f"the control plane cannot listen on {host}:{port}: {error}", hint) from error
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run something beside the rest; a defect in it stops the pod instead of leaving it half alive."""
@@ -101,13 +100,10 @@ class Supervisor:
     def _result(self) -> Result:
         if self._failure is not None:
             return failure("boot", self._failure)
-        failed = [service for service in self._critical() if service.failure_code]
+        failed = [service for service in self.health.critical() if service.failure_code]
         problems = tuple(Problem(ServiceError.code, sentence(service)) for service in failed)
         code = failed[0].failure_code if failed else 0
         return Result("boot", status="error" if failed else "success", exit_code=code, errors=problems)
-
-    def _critical(self) -> list[Supervised]:
-        return [service for service in self.health.services if service.service.critical]
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -289,34 +285,6 @@ class Supervisor:
         self._console.line("stopped")
         for log in self._logs:
             log.close()
-
-    async def _respond(self, path: str) -> httpd.Answer:
-        health = self.health
-        if path == "/livez":
-            return httpd.text(200, "live")
-        if path == "/startupz":
-            return httpd.text(200, "started") if "ready" in health.moments else httpd.text(503, health.phase)
-        if path == "/readyz":
-            return httpd.text(200 if health.ready else 503, health.phase)
-        if path == "/status":
-            body = health.snapshot()
-            body["comfyui"] |= await self._queue()
-            return httpd.Answer(200, json.dumps(body).encode(), "application/json")
-        return httpd.text(404, "not-found")
-
-    async def _queue(self) -> dict[str, int]:
-        if not self.health.ready:
-            return {}
-        answer = await httpd.get(_connect(self.health), self._settings.port, "/queue", _QUEUE_SECONDS)
-        try:
-            queue = json.loads(answer.body) if answer is not None else {}
-            return {"queue_running": len(queue["queue_running"]), "queue_pending": len(queue["queue_pending"])}
-        except (ValueError, KeyError, TypeError):
-            return {}
-
-
-def _connect(health: Health) -> str:
-    return health.services[0].service.host
 
 
 def _safe_mode_problem(name: str) -> Problem:
