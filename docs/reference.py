@@ -117,13 +117,14 @@ def _value(kind: msgspec.inspect.Type) -> str:  # noqa: PLR0911 - one return a k
     match kind:
         case msgspec.inspect.Metadata(type=inner, extra_json_schema=extra):
             return str((extra or {}).get("description") or _value(inner))
-        case msgspec.inspect.VarTupleType(item_type=item):
+        case msgspec.inspect.VarTupleType(item_type=item) | msgspec.inspect.ListType(item_type=item):
             return f"a list; each is {_value(item)}"
         case msgspec.inspect.UnionType(types=types):
-            return " or ".join(_value(each) for each in types if not isinstance(each, msgspec.inspect.NoneType))
+            each = [_value(kind) for kind in types if not isinstance(kind, msgspec.inspect.NoneType)]
+            return " or ".join(dict.fromkeys(each))
         case msgspec.inspect.DictType(value_type=item):
             return f"a table of names; each value is {_value(item)}"
-        case msgspec.inspect.IntType():
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
             return "a number"
         case msgspec.inspect.BoolType():
             return "`true` or `false`"

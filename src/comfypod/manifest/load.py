@@ -178,7 +178,7 @@ def _check_profiles(names: Any) -> Iterator[Finding]:
 
 def _check_settings(table: Any) -> Iterator[Finding]:
     for name, value in table.items() if isinstance(table, dict) else ():
-        if not isinstance(value, str | int | bool):
+        if not isinstance(value, str | int | float | bool | list):
             continue
         try:
             as_text(name, value)

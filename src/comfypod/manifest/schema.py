@@ -92,7 +92,7 @@ class Manifest(_Written, frozen=True):
     jupyter: Jupyter = Jupyter()
     node: tuple[Node, ...] = ()
     model: tuple[Model, ...] = ()
-    settings: dict[str, str | int | bool] = {}
+    settings: dict[str, str | int | float | bool | list[str]] = {}
 
     @property
     def settings_text(self) -> dict[str, str]:
