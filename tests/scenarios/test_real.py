@@ -19,7 +19,7 @@ from PIL import Image
 
 from comfypod import podfile, proc
 from tests.kit import comfyui, models
-from tests.kit.pods import ROOT
+from tests.kit.pods import ROOT, free_port
 
 if TYPE_CHECKING:
     from tests.scenarios.conftest import FirstUp, RealSite
@@ -144,6 +144,25 @@ def test_a11_no_network_at_all_on_a_second_up(site: RealSite) -> None:
     health = subprocess.run([*inside, "health", *workspace], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (health.returncode, health.stdout) == (0, "ready\n")
     assert subprocess.run([*inside, "down", *workspace], capture_output=True, cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.root
+def test_an_empty_store_with_no_network_names_every_source_and_leaves_nothing(tmp_path: Path) -> None:
+    """The default lock in a network namespace with nothing but loopback and no caches."""
+    ports = [word for flag in ("--port", "--jupyter-port", "--control-port") for word in (flag, str(free_port()))]
+    arguments = ["up", "--profile", "cpu", "--detach", "--workspace", str(tmp_path / "workspace"), *ports]
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*alone, sys.executable, "-m", "comfypod", *arguments],
+        capture_output=True, text=True, timeout=120, cwd=ROOT, check=False,
+        env={**os.environ, "COMFYPOD_DATA": str(tmp_path / "data"), "UV_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 5, done.stdout + done.stderr
+    for source in ("from the package index", "ComfyUI.git at v0.30.0", "archive/refs/tags/v0.30.0"):
+        assert source in done.stdout
+    assert "check the network" in done.stdout
+    assert not list((tmp_path / "data" / "store").glob("comfyui*/*"))
+    assert not (tmp_path / "workspace" / "ComfyUI").exists()
 
 
 def test_e1_a_node_that_exits_at_import_leads_to_safe_mode(site: RealSite) -> None:
