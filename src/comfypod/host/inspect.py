@@ -57,13 +57,10 @@ def _status_text(layout: Layout, found: Mapping[str, Any]) -> str:
         "services",
         *(_service_line(row, found["urls"]) for row in found["services"]),
         *([f"log in to JupyterLab with the token in {layout.token}"] if "jupyter" in found["urls"] else []),
-        "settings that were chosen",
-        *(
-            f"  {name:<16}{row['value']}  ({row['origin']})"
-            for name, row in found["settings"].items()
-            if row["origin"] not in ("default", "pod.json")
-        ),
     ]
+    chosen = {name: row for name, row in found["settings"].items() if row["origin"] not in ("default", "pod.json")}
+    lines += ["settings that were chosen"] if chosen else []
+    lines += [f"  {name:<16}{row['value']}  ({row['origin']})" for name, row in chosen.items()]
     for problem in found["problems"]:
         lines += [f"PROBLEM {problem['message']}", f"        {problem['hint']}"]
     return "\n".join(lines)

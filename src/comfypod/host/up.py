@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.2
 _STOP_SLACK = 10.0
+_NEWS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def _wait(
 ) -> Result:
     """Follow a detached boot until it is ready; an interrupt stops it again."""
     address = ports.http_url(ports.connect_host(settings.control_listen), settings.control_port)
-    deadline, said = time.monotonic() + seconds, ""
+    deadline, news = time.monotonic() + seconds, News(console)
     try:
         while time.monotonic() < deadline:
             if child.poll() is not None:
@@ -190,23 +191,34 @@ def _wait(
                 status = None
             if status is not None and status["ready"]:
                 return _ready(layout, status)
-            said = _say_news(status, said, console)
+            if status is not None:
+                news.tell("; ".join(status["reasons"]))
             time.sleep(_POLL_SECONDS)
     except (KeyboardInterrupt, SystemExit):
         child.terminate()
         _end_boot(run.Boot(child.pid, proc.start_ticks(child.pid) or 0), layout, settings.stop_seconds)
         raise
     raise NotReadyError(
-        f"the pod is not ready after {seconds:.0f} s: {said or 'it does not answer yet'}",
+        f"the pod is not ready after {seconds:.0f} s: {news.last or 'it does not answer yet'}",
         "it goes on starting; see `comfypod status` and `comfypod logs`, or stop it with `comfypod down`",
     )
 
 
-def _say_news(status: Mapping[str, Any] | None, said: str, console: Console) -> str:
-    news = "; ".join(status["reasons"]) if status is not None else said
-    if news != said and news:
-        console.line(f"  {news}")
-    return news
+class News:
+    """Says what a starting pod is doing: every step at once, progress within a step every five seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.last = ""
+        self._console = console
+        self._told = 0.0
+
+    def tell(self, text: str) -> None:
+        """Take what is known now, and say it when it is due."""
+        same_step = text.partition(":")[0] == self.last.partition(":")[0]
+        due = time.monotonic() - self._told > _NEWS_SECONDS if same_step else True
+        if text and text != self.last and due:
+            self._console.line(f"  {text}")
+            self.last, self._told = text, time.monotonic()
 
 
 def _ready(layout: Layout, status: Mapping[str, Any]) -> Result:

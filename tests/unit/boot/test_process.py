@@ -58,3 +58,30 @@ def test_a_missing_program_is_a_failure_and_not_a_traceback() -> None:
 
     assert asyncio.run(scenario()).last_exit == 127
     assert said == [b"cannot run /no/such/program: No such file or directory\n"]
+
+
+def test_a_stop_before_the_first_step_ends_at_once() -> None:
+    async def scenario() -> Supervised:
+        supervised = Supervised(_service("sleep", "60"), lambda _: None, lambda _: None)
+        running = asyncio.create_task(supervised.run())
+        await supervised.stop()
+        await asyncio.wait_for(running, 5)
+        return supervised
+
+    supervised = asyncio.run(scenario())
+    assert (supervised.state, supervised.pid, supervised.failure_code) == (State.STOPPED, None, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_stop_in_the_middle_of_a_start_ends_a_child_that_is_deaf(steps: int) -> None:
+    async def scenario() -> Supervised:
+        supervised = Supervised(_service("sh", "-c", "trap '' TERM INT; sleep 60"), lambda _: None, lambda _: None)
+        running = asyncio.create_task(supervised.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await supervised.stop()
+        await asyncio.wait_for(running, 10)
+        return supervised
+
+    supervised = asyncio.run(scenario())
+    assert (supervised.state, supervised.pid) == (State.STOPPED, None)
