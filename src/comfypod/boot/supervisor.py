@@ -48,6 +48,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._signaled: float | None = None
         self._jupyter_waits = False
+        self._ours = False
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -173,6 +174,7 @@ class Supervisor:
 
     def _taken(self) -> None:
         """Say on the workspace that this pod runs, and log there from now on."""
+        self._ours = True
         self._record()
         log = LogFile(self._layout.logs / "boot.log")
         self._logs.append(log)
@@ -270,7 +272,7 @@ class Supervisor:
         for service in self.health.services:
             await service.stop()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._context.lock.held and (left := await asyncio.to_thread(run.end_orphans, self._layout.root)):
+        if self._ours and (left := await asyncio.to_thread(run.end_orphans, self._layout.root)):
             self._console.line(f"ended {left} processes that services had left running")
         if defects := [result for result in results if isinstance(result, BaseException)]:
             self._clean_up()
@@ -278,7 +280,7 @@ class Supervisor:
 
     def _clean_up(self) -> None:
         """Leave nothing that says that this pod runs."""
-        if self._context.lock.held:
+        if self._ours:
             with contextlib.suppress(OSError):
                 self._layout.run_record.unlink(missing_ok=True)
             self._context.lock.release()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import sys
 from dataclasses import replace
@@ -25,7 +26,7 @@ from comfypod.errors import BusyError, InstallError, StorageError
 from comfypod.log import Console
 from comfypod.podfile import LockedModel
 from comfypod.settings import resolve
-from comfypod.workspace import state
+from comfypod.workspace import run, state
 from comfypod.workspace.layout import Layout
 from tests.kit import standin
 from tests.kit.pods import free_port
@@ -166,3 +167,17 @@ def test_locked_models_that_are_not_there_are_named_and_the_rest_counted(context
         ("whole", "present", 10, 10), ("half", "incomplete", 5, 10), ("none", "missing", 0, 10),
     ]  # fmt: skip
     context.lock.release()
+
+
+def test_without_file_locks_a_boot_that_is_alive_still_holds_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doubled: a file system that refuses flock(2) cannot be mounted here."""
+    monkeypatch.setattr(files.FolderLock, "acquire", lambda _: False)
+    context = context_of(tmp_path)
+    context.layout.records.mkdir(parents=True)
+    run.write(context.layout.run_record, run.RunRecord(run.this_process(), "http://127.0.0.1:1"))
+    with pytest.raises(BusyError, match=f"in use by the pod with pid {os.getpid()}"):
+        prepare_workspace(context, StageView("workspace"))
+    context.layout.run_record.unlink()
+    prepare_workspace(context, StageView("workspace"))
