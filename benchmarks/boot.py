@@ -93,8 +93,8 @@ def booted(pod_path: Path, workspace: Path) -> Run:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process, began = start(argv, env, workspace)
     seconds = wait_ready(process, began)
-    status: dict[str, Any] = control.status(CONTROL) or {}
-    while "jupyter" in status.get("urls", {}) and not _jupyter_ready(status):
+    status: dict[str, Any] = {}
+    while not _all_ready(status):
         time.sleep(0.1)
         status = control.status(CONTROL) or {}
     process.terminate()
@@ -102,8 +102,9 @@ def booted(pod_path: Path, workspace: Path) -> Run:
     return Run(seconds, status["boot"]["moments"])
 
 
-def _jupyter_ready(status: dict[str, Any]) -> bool:
-    return any(row["name"] == "jupyter" and row["state"] == "ready" for row in status["services"])
+def _all_ready(status: dict[str, Any]) -> bool:
+    states = {row["name"]: row["state"] for row in status.get("services", ())}
+    return states == {"comfyui": "ready", "jupyter": "ready"}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -155,7 +156,10 @@ def main() -> None:
         pod = prepare(workspace)
         pairs: list[tuple[Run, Run]] = []
         for number in range(options.runs + 1):
-            pair = (bare(pod, workspace), booted(Layout(workspace).pod_file, workspace))
+            # Each goes first in turn, so that what one leaves behind favors neither.
+            first_booted = booted(Layout(workspace).pod_file, workspace) if number % 2 else None
+            plain = bare(pod, workspace)
+            pair = (plain, first_booted or booted(Layout(workspace).pod_file, workspace))
             print(f"run {number}: bare {pair[0].seconds:.2f} s, boot {pair[1].seconds:.2f} s", file=sys.stderr)
             pairs.append(pair)
         figures = report([pair[0] for pair in pairs[1:]], [pair[1] for pair in pairs[1:]])
