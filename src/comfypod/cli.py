@@ -286,7 +286,7 @@ def _health(options: argparse.Namespace, _: Sequence[str], __: Console) -> Resul
 
 
 def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Result:
-    from comfypod.host.doctor import doctor
+    from comfypod.host.doctor import doctor, examine
     from comfypod.host.store import data_folder
     from comfypod.host.up import default_settings
     from comfypod.lock.load import read_lock
@@ -297,7 +297,7 @@ def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Re
     built = podfile.load(in_pod).settings if in_pod else {**default_settings(), **(lock.settings if lock else {})}
     settings = resolve(built, os.environ, _arguments(options, extra))
     ports = {"--port": settings.port, **({"--jupyter-port": settings.jupyter_port} if settings.jupyter else {})}
-    return doctor(
+    findings = examine(
         data=data_folder(os.environ),
         workspace=settings.workspace,
         addresses=((settings.listen, ports), (settings.control_listen, {"--control-port": settings.control_port})),
@@ -305,6 +305,7 @@ def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Re
         profile=options.profile,
         jupyter=settings.jupyter,
     )
+    return doctor(findings)
 
 
 def _lock(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:

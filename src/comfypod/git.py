@@ -26,9 +26,7 @@ def is_commit(text: str) -> bool:
     return _COMMIT.fullmatch(text) is not None
 
 
-def _git(
-    *arguments: str, cwd: Path | None = None, seconds: float, tick: Callable[[], None] | None = None
-) -> proc.Completed:
+def _git(*arguments: str, seconds: float, tick: Callable[[], None] | None = None) -> proc.Completed:
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GIT_") or "SSL" in name},
         "GIT_TERMINAL_PROMPT": "0",
@@ -38,7 +36,7 @@ def _git(
         "LC_ALL": "C",
     }
     options = ("-c", "core.hooksPath=/dev/null", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=20")
-    return proc.run([proc.find_program("git"), *options, *arguments], seconds=seconds, env=env, cwd=cwd, tick=tick)
+    return proc.run([proc.find_program("git"), *options, *arguments], seconds=seconds, env=env, tick=tick)
 
 
 def _checked(url: str, reference: str) -> None:

@@ -24,6 +24,11 @@ class LockedModel:
     size: int
 
 
+def release_name(version: str, digest: str) -> str:
+    """Name a ComfyUI tree for good: its version and the first twelve digits of its digest."""
+    return f"{version}-{digest.removeprefix('sha256:')[:12]}"
+
+
 @dataclass(frozen=True, slots=True)
 class PodFile:
     """What boot needs to know about what was built; see `docs/architecture.md` for each field's producer."""
@@ -46,8 +51,8 @@ class PodFile:
 
     @property
     def release(self) -> str:
-        """Name the ComfyUI tree for good: version and the first twelve digits of its digest."""
-        return f"{self.comfyui_version}-{self.comfyui_digest.removeprefix('sha256:')[:12]}"
+        """The name of the ComfyUI tree."""
+        return release_name(self.comfyui_version, self.comfyui_digest)
 
     def with_settings(self, settings: dict[str, str]) -> PodFile:
         """Return the same facts with other settings."""

@@ -104,7 +104,7 @@ def test_two_ups_one_after_the_other_on_one_workspace(lab: Lab) -> None:
     assert lab.up().returncode == 0
     second = lab.run(*lab.up_arguments("--detach"))
     assert second.returncode == 9
-    assert "a pod already runs on the workspace" in second.stdout
+    assert f"the workspace {lab.layout.root} is in use by the pod with pid" in second.stdout
     assert lab.status() is not None
 
 

@@ -88,22 +88,14 @@ def _take(context: Context) -> None:
     try:
         locked = context.lock.acquire()
     except BusyError as error:
-        raise _in_use(layout) from error
+        raise run.in_use(layout.root, layout.run_record) from error
     if not locked:
         if run.running(layout.run_record) is not None:
-            raise _in_use(layout)
+            raise run.in_use(layout.root, layout.run_record)
         context.console.warning(f"{layout.root} has no file locks: make sure that no other machine uses it")
     if ended := run.end_orphans(layout.root):
         context.console.line(f"ended {ended} processes that a killed boot had left running")
     context.taken()
-
-
-def _in_use(layout: Layout) -> BusyError:
-    record = run.running(layout.run_record)
-    holder = f" by the pod with pid {record.boot.pid}" if record else ""
-    return BusyError(
-        f"the workspace {layout.root} is in use{holder}", "`comfypod status` shows it, `comfypod down` stops it"
-    )
 
 
 def _progress(context: Context, view: StageView) -> Callable[[int], None]:

@@ -86,17 +86,8 @@ def examine(
     )
 
 
-def doctor(
-    *,
-    data: Path,
-    workspace: Path,
-    addresses: Addresses,
-    lock: Lock | None = None,
-    profile: str = "auto",
-    jupyter: bool = True,
-) -> Result:
+def doctor(findings: tuple[Finding, ...]) -> Result:
     """Report what `examine` found; status "error" and exit code 13 when something would stop `up`."""
-    findings = examine(data=data, workspace=workspace, addresses=addresses, lock=lock, profile=profile, jupyter=jupyter)
     problems = tuple(
         Problem(HostError.code, f"{finding.name}: {finding.detail}", finding.meaning)
         for finding in findings

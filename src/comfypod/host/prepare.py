@@ -61,7 +61,7 @@ def needs(lock: Lock, profile: str, arch: str, *, jupyter: bool) -> tuple[Need, 
     tree = lock.comfyui
     return (
         Need(
-            "comfyui", _release(tree), f"ComfyUI {tree.version}", tree.bytes,
+            "comfyui", podfile.release_name(tree.version, tree.digest), f"ComfyUI {tree.version}", tree.bytes,
             int(tree.bytes * _DISK_PER_SOURCE_BYTE), int(tree.files * _INODES_PER_SOURCE_FILE),
         ),
         *map(_environment_need, environments),
@@ -165,10 +165,6 @@ def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> p
             podfile.LockedModel(model.name, model.folder, model.file, model.sha256, model.size) for model in lock.models
         ),
     )
-
-
-def _release(comfyui: LockedComfyUI) -> str:
-    return f"{comfyui.version}-{comfyui.digest.removeprefix('sha256:')[:12]}"
 
 
 def _environment_need(environment: Environment) -> Need:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import json
 import os
 import platform
@@ -41,11 +42,10 @@ from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from comfypod.lock.schema import Lock
     from comfypod.log import Console
-    from comfypod.podfile import PodFile
 
 _POLL_SECONDS = 0.2
 _STOP_SLACK = 10.0
@@ -91,7 +91,8 @@ def up(options: Options, console: Console) -> Result:
         jupyter=settings.jupyter, console=console,
     )  # fmt: skip
     pod = pod.with_settings(built)
-    _write_pod_file(layout, pod)
+    with _held(layout):
+        files.write_atomic(layout.pod_file, pod.encode(), durable=False)
     argv = _boot_command(layout.pod_file, options.arguments, json_end=options.detach)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     if not options.detach:
@@ -126,14 +127,12 @@ def _ensure_in_step(path: Path | None, lock: Lock) -> None:
 
 def _ensure_startable(layout: Layout, settings: Settings) -> None:
     """Find out what would stop boot before anything is fetched."""
-    if (record := run.running(layout.run_record)) is not None:
-        raise BusyError(
-            f"a pod already runs on the workspace {layout.root} (pid {record.boot.pid})",
-            "`comfypod status` shows it, `comfypod down` stops it; or choose another --workspace",
-        )
+    if run.running(layout.run_record) is not None:
+        raise run.in_use(layout.root, layout.run_record)
     state.read(layout.state)
     files.make_folder(layout.records)
-    end_left_over(layout)
+    with _held(layout):
+        run.end_orphans(layout.root)
     wanted = {"--port": settings.port}
     if settings.jupyter:
         wanted["--jupyter-port"] = settings.jupyter_port
@@ -141,30 +140,17 @@ def _ensure_startable(layout: Layout, settings: Settings) -> None:
     ports.ensure_free(settings.control_listen, {"--control-port": settings.control_port})
 
 
-def end_left_over(layout: Layout) -> int:
-    """End what a killed boot of this workspace left running; return how many processes that were.
-
-    Raises:
-        BusyError: a boot holds the workspace.
-        StorageError: the workspace cannot be written.
-    """
+@contextlib.contextmanager
+def _held(layout: Layout) -> Iterator[None]:
+    """Hold the workspace for a moment, as boot does for as long as it runs."""
     lock = files.FolderLock(layout.lock)
     try:
         lock.acquire()
-        return run.end_orphans(layout.root)
+        yield
+    except BusyError as error:
+        raise run.in_use(layout.root, layout.run_record) from error
     except OSError as error:
-        raise files.storage_error(error, "cannot use the workspace") from error
-    finally:
-        lock.release()
-
-
-def _write_pod_file(layout: Layout, pod: PodFile) -> None:
-    lock = files.FolderLock(layout.lock)
-    try:
-        lock.acquire()
-        files.write_atomic(layout.pod_file, pod.encode(), durable=False)
-    except OSError as error:
-        raise files.storage_error(error, f"cannot write {layout.pod_file}") from error
+        raise files.storage_error(error, f"cannot use the workspace {layout.root}") from error
     finally:
         lock.release()
 
@@ -265,7 +251,7 @@ def down(layout: Layout, console: Console) -> Result:
     try:
         record = running.find(layout)
     except NotRunningError:
-        if layout.records.is_dir() and (ended := end_left_over(layout)):
+        if ended := _end_left_over(layout):
             return Result("down", {"ended": ended}, f"ended {ended} processes that a killed pod had left running")
         raise
     status = control.status(record.control)
@@ -277,6 +263,13 @@ def down(layout: Layout, console: Console) -> Result:
         console.warning("the pod did not stop by itself and was killed")
     seconds = time.monotonic() - started
     return Result("down", {"seconds": round(seconds, 2), "forced": forced}, f"stopped in {seconds:.1f} s")
+
+
+def _end_left_over(layout: Layout) -> int:
+    if not layout.records.is_dir():
+        return 0
+    with _held(layout):
+        return run.end_orphans(layout.root)
 
 
 def _end_boot(boot: run.Boot, layout: Layout, stop_seconds: float) -> bool:

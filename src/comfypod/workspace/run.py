@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from comfypod import proc
+from comfypod.errors import BusyError
 from comfypod.files import write_atomic
 
 if TYPE_CHECKING:
@@ -66,6 +67,16 @@ def running(path: Path) -> RunRecord | None:
     """Return the record of a boot that is alive, None otherwise."""
     record = read(path)
     return record if record is not None and record.boot.alive else None
+
+
+def in_use(workspace: Path, record_path: Path) -> BusyError:
+    """Return the error that says who holds a workspace."""
+    record = running(record_path)
+    holder = f" by the pod with pid {record.boot.pid}" if record is not None else ""
+    return BusyError(
+        f"the workspace {workspace} is in use{holder}",
+        "`comfypod status` shows it, `comfypod down` stops it; or choose another --workspace",
+    )
 
 
 def end_orphans(workspace: Path) -> int:

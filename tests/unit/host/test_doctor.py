@@ -107,7 +107,9 @@ def test_too_small_a_disk_names_both_sizes(tmp_path: Path, lock: Lock) -> None:
 def test_a_finding_that_stops_up_ends_with_13_and_its_remedy(tmp_path: Path, lock: Lock) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        result = doctor.doctor(data=tmp_path, workspace=tmp_path, addresses=_at(port), lock=lock, profile="cpu")
+        result = doctor.doctor(
+            doctor.examine(data=tmp_path, workspace=tmp_path, addresses=_at(port), lock=lock, profile="cpu")
+        )
     assert (result.exit_code, result.status) == (13, "error")
     assert [problem.code for problem in result.errors] == ["host", "host"]
     assert f"port {port} is in use by" in result.errors[0].message
@@ -119,7 +121,9 @@ def test_a_finding_that_stops_up_ends_with_13_and_its_remedy(tmp_path: Path, loc
 
 
 def test_a_good_machine_ends_with_0_in_aligned_columns(tmp_path: Path) -> None:
-    result = doctor.doctor(data=tmp_path, workspace=tmp_path, addresses=(("127.0.0.1", _PORTS),), profile="cpu")
+    result = doctor.doctor(
+        doctor.examine(data=tmp_path, workspace=tmp_path, addresses=(("127.0.0.1", _PORTS),), profile="cpu")
+    )
     assert (result.exit_code, result.status, result.errors) == (0, "success", ())
     lines = [line for line in result.text.splitlines() if not line.startswith(" ")]
     column = lines[0].index("  ", len("note   "))
