@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from comfypod import cli, errors, settings
+from comfypod import arguments, errors, settings
 from comfypod.boot.process import MOVES
 from comfypod.boot.stages import STAGES
 from comfypod.manifest import schema
@@ -146,7 +146,7 @@ def verbs() -> str:
 
 
 def _verbs() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    for action in cli._parser()._actions:
+    for action in arguments.parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, parser in action.choices.items():

@@ -8,10 +8,11 @@ import os
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from comfypod import __version__, podfile
-from comfypod.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ComfypodError, UsageError, exit_code_table
+from comfypod import podfile
+from comfypod.arguments import parser
+from comfypod.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ComfypodError, UsageError
 from comfypod.log import Console
 from comfypod.result import Result, failure, interrupted
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from comfypod.workspace.layout import Layout
 
-    _Verbs = argparse._SubParsersAction["_Parser"]
-
 _FLAGS = {
     "workspace": "workspace",
     "listen": "listen",
@@ -31,20 +30,12 @@ _FLAGS = {
     "control_port": "control_port",
 }
 
-_UP_EXAMPLES = """\
-examples:
-  comfypod up                                  the best profile for this machine, in the foreground
-  comfypod up --detach --wait 900              in the background; returns when ComfyUI answers
-  comfypod up --workspace ~/art --port 9000    another workspace on another port
-  comfypod up -- --preview-method auto         everything after -- goes to ComfyUI
-"""
-
 
 def run(argv: Sequence[str], begun: float) -> int:
     """Run one command line; return its exit code. `begun` is the monotonic time of the first instruction."""
     own, extra = _split(list(argv))
     try:
-        options = _parser().parse_args(own)
+        options = parser().parse_args(own)
     except UsageError as error:
         Console(quiet="--json" in own).render(failure(own[0] if own else "comfypod", error))
         return error.exit_code
@@ -64,11 +55,6 @@ def run(argv: Sequence[str], begun: float) -> int:
         result = interrupted(options.verb, "terminated", EXIT_TERMINATED)
     console.render(result)
     return result.exit_code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"`{self.prog} --help` shows what can be given")
 
 
 class _TerminatedError(SystemExit):
@@ -94,105 +80,6 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
         return argv, []
     at = argv.index("--")
     return argv[:at], argv[at + 1 :]
-
-
-def _parser() -> argparse.ArgumentParser:
-    codes = "\n".join(f"  {code:>3}  {meaning}" for code, _, meaning in exit_code_table())
-    parser = _Parser(
-        prog="comfypod",
-        description="Build ComfyUI images that can be trusted and boot them into pods that lose nothing.",
-        epilog=f"exit codes:\n{codes}\n\n`comfypod VERB --help` explains a verb.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"comfypod {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add_up(verbs)
-    for name, text in (
-        ("down", "stop the pod that runs on a workspace"),
-        ("status", "show what the pod is doing, and why it is not ready"),
-    ):
-        _workspace(_verb(verbs, name, text))
-    logs = _workspace(_verb(verbs, "logs", "print a service's log"))
-    logs.add_argument("service", nargs="?", default="comfyui", choices=("boot", "comfyui", "jupyter"))
-    logs.add_argument("-f", "--follow", action="store_true", help="go on printing what is added")
-    logs.add_argument("-n", "--lines", type=int, default=100, help="how many lines from the end (default 100)")
-    _add_doctor(verbs)
-    _add_lock(verbs)
-    _add_pod_verbs(verbs)
-    return parser
-
-
-def _verb(verbs: _Verbs, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON envelope on standard output")
-    return parser
-
-
-def _workspace(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument(
-        "--workspace", metavar="DIR", help="the pod's workspace (default: /workspace in a pod, ~/comfypod-workspace)"
-    )
-    return parser
-
-
-def _addresses(parser: argparse.ArgumentParser) -> None:
-    _workspace(parser)
-    parser.add_argument("--listen", metavar="ADDR", help="address to answer on (default 127.0.0.1)")
-    parser.add_argument("--port", help="ComfyUI's port (default 8188)")
-    parser.add_argument("--jupyter-port", help="JupyterLab's port (default 8888)")
-    parser.add_argument("--control-port", help="the control plane's port, loopback (default 8189)")
-
-
-def _choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="auto", help="auto, or one of the profiles in docs/profiles.md")
-    parser.add_argument(
-        "--lock", type=Path, metavar="FILE", help="a comfypod.lock (default: ./comfypod.lock, then ours)"
-    )
-
-
-def _add_up(verbs: _Verbs) -> None:
-    up = _verb(verbs, "up", "prepare everything and run the pod", _UP_EXAMPLES)
-    up.add_argument("--engine", choices=("auto", "host"), default="auto", help="host: no container (auto means host)")
-    _choice(up)
-    _addresses(up)
-    up.add_argument("--no-jupyter", action="store_true", help="leave JupyterLab out")
-    up.add_argument("--offline", action="store_true", help="use only what is already on this machine")
-    up.add_argument("--detach", action="store_true", help="run in the background; return when the pod is ready")
-    up.add_argument(
-        "--wait", type=float, default=600.0, metavar="SECONDS", help="how long --detach waits (default 600)"
-    )
-
-
-def _add_doctor(verbs: _Verbs) -> None:
-    doctor = _verb(verbs, "doctor", "examine this machine, and say what each finding means for `up`")
-    _addresses(doctor)
-    _choice(doctor)
-
-
-def _add_lock(verbs: _Verbs) -> None:
-    lock = _verb(verbs, "lock", "resolve comfypod.toml into comfypod.lock")
-    lock.add_argument("--manifest", type=Path, metavar="FILE", help="a comfypod.toml (default: ./comfypod.toml)")
-    lock.add_argument("--init", action="store_true", help="only write a comfypod.toml and its lock to begin with")
-    lock.add_argument("--check", action="store_true", help="change nothing; fail when the lock is out of step")
-    lock.add_argument(
-        "--upgrade", nargs="*", metavar="NAME", help="take newer versions of these, or of all when none is named"
-    )
-
-
-def _add_pod_verbs(verbs: _Verbs) -> None:
-    boot = _verb(verbs, "boot", "run the pod from its pod.json; what a container runs")
-    boot.add_argument("--pod", type=Path, default=podfile.IN_IMAGE, metavar="FILE", help=f"default {podfile.IN_IMAGE}")
-    boot.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting (docs/settings.md)")
-    _addresses(boot)
-    health = _workspace(_verb(verbs, "health", "ask a running pod's probes; for HEALTHCHECK"))
-    which = health.add_mutually_exclusive_group()
-    which.add_argument("--live", dest="probe", action="store_const", const="/livez", help="is boot itself alive")
-    which.add_argument(
-        "--ready", dest="probe", action="store_const", const="/readyz", help="does ComfyUI answer (default)"
-    )
 
 
 def _arguments(options: argparse.Namespace, extra: Sequence[str]) -> dict[str, str]:
@@ -255,7 +142,10 @@ def _up(options: argparse.Namespace, extra: Sequence[str], console: Console) -> 
     if options.json and not options.detach:
         raise UsageError("--json needs --detach: in the foreground the pod's own lines are the output")
     arguments = _arguments(options, extra)
-    chosen = Options(arguments, options.profile, _lock_file(options), options.offline, options.detach, options.wait)
+    chosen = Options(
+        arguments, options.profile, _lock_file(options), options.offline, options.detach, options.wait,
+        engine=options.engine, image=options.image,
+    )  # fmt: skip
     return up(chosen, console)
 
 
@@ -316,6 +206,24 @@ def _lock(options: argparse.Namespace, _: Sequence[str], console: Console) -> Re
     return lock_command(options.manifest, check=options.check, upgrade=options.upgrade, console=console)
 
 
+def _build(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
+    from comfypod.image.build import Options, build
+
+    chosen = Options(
+        profiles=tuple(options.profiles), variants=tuple(options.variant), platform=options.platform, base=options.base,
+        tag=options.tag, push=options.push, dry_run=options.dry_run, lock=_lock_file(options), engine=options.engine,
+        index=options.index, apt_mirror=options.apt_mirror, git_mirrors=tuple(options.git_mirror), ca=options.ca,
+        network=options.network,
+    )  # fmt: skip
+    return build(chosen, console)
+
+
+def _render(options: argparse.Namespace, _: Sequence[str], __: Console) -> Result:
+    from comfypod.image.render import render
+
+    return render(options.what, options.profiles, _lock_file(options), options.output)
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]] = {
     "up": _up,
     "down": _down,
@@ -323,5 +231,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]
     "logs": _logs,
     "doctor": _doctor,
     "lock": _lock,
+    "build": _build,
+    "render": _render,
     "health": _health,
 }

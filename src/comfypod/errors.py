@@ -140,6 +140,14 @@ class HostError(ComfypodError):
     meaning = "this machine lacks what the command needs (GPU, driver, engine, program)"
 
 
+class ImageError(ComfypodError):
+    """An image could not be built, or did not pass its smoke test."""
+
+    code = "image"
+    exit_code = 14
+    meaning = "an image could not be built or did not pass its smoke test"
+
+
 def error_of(problem: Problem) -> ComfypodError:
     """Return the error of the family that a problem's code names."""
     for family in ComfypodError.__subclasses__():

@@ -18,7 +18,7 @@ from comfypod.errors import BusyError, StorageError, UsageError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 _NOT_CONTENT = frozenset({".git", "__pycache__"})
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS})
@@ -232,17 +232,22 @@ def tree_bytes(root: Path) -> int:
     return total
 
 
-def copy_tree(source: Path, target: Path, done: Callable[[int], None] | None = None) -> int:
+def copy_tree(
+    source: Path, target: Path, done: Callable[[int], None] | None = None, *, without: Collection[str] = ()
+) -> int:
     """Copy a tree into the new folder `target`; return the bytes copied.
 
     Times are kept (bytecode is judged by them), owners are not. Nothing is durable until the file system is synced.
-    `done` is told the bytes so far after every file, and may raise to stop.
+    `done` is told the bytes so far after every file, and may raise to stop. `without` are folders and links to folders
+    that are left out, relative.
     """
     total = 0
     os.stat(source)
     os.mkdir(target)
     for folder, names, files in os.walk(source, onerror=_raise):
-        place = target / os.path.relpath(folder, source)
+        base = os.path.relpath(folder, source)
+        place = target / base
+        names[:] = [name for name in names if os.path.normpath(os.path.join(base, name)) not in without]
         for name in sorted(names):
             path = os.path.join(folder, name)
             if os.path.islink(path):

@@ -7,13 +7,14 @@ import re
 from typing import TYPE_CHECKING
 
 from comfypod import proc
-from comfypod.errors import SourceError
+from comfypod.errors import SourceError, UsageError
 from comfypod.fetch import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+MIRRORS = "COMFYPOD_GIT_MIRRORS"
 _REACH_SECONDS = 15.0
 _FETCH_SECONDS = 600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -24,6 +25,37 @@ _URL = re.compile(r"((https?|ssh|git|file)://|[\w.-]+@[\w.-]+:|/)[^\s\x00-\x1f]*
 def is_commit(text: str) -> bool:
     """Tell a full object name from a branch or a tag."""
     return _COMMIT.fullmatch(text) is not None
+
+
+def mirrored(url: str, environ: Mapping[str, str]) -> str:
+    """Return the address that Git asks in place of `url`, which is `url` where no mirror serves it.
+
+    `COMFYPOD_GIT_MIRRORS` holds pairs FROM=TO, parted by spaces; the longest FROM that `url` begins with wins.
+
+    Raises:
+        UsageError: the variable is not written like that.
+    """
+    serving = [pair for pair in _mirrors(environ.get(MIRRORS, "")) if url.startswith(pair[0])]
+    if not serving:
+        return url
+    prefix, place = max(serving, key=lambda pair: len(pair[0]))
+    return place + url.removeprefix(prefix)
+
+
+def _mirrors(text: str) -> Iterator[tuple[str, str]]:
+    for pair in text.split():
+        prefix, _, place = pair.partition("=")
+        if not _URL.fullmatch(prefix) or not _URL.fullmatch(place):
+            raise UsageError(
+                f"{MIRRORS}: {shown(pair)!r} is not FROM=TO with two Git addresses",
+                f'write it like {MIRRORS}="https://github.com/=http://127.0.0.1:8000/", pairs parted by spaces',
+            )
+        yield prefix, place
+
+
+def _named(url: str, place: str) -> str:
+    """Name an address in a message, and the mirror that was asked for it."""
+    return shown(url) if place == url else f"{shown(url)} through {shown(place)}"
 
 
 def _git(*arguments: str, seconds: float, tick: Callable[[], None] | None = None) -> proc.Completed:
@@ -57,19 +89,21 @@ def resolve(url: str, reference: str) -> str:
 
     Raises:
         SourceError: not reachable within 15 seconds, or there is no such name.
+        UsageError: see `mirrored`.
     """
     _checked(url, reference)
     if is_commit(reference):
         return reference
-    done = _git("ls-remote", *_upload_pack(url), "--", url, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
+    place = mirrored(url, os.environ)
+    done = _git("ls-remote", *_upload_pack(place), "--", place, reference, f"{reference}^{{}}", seconds=_REACH_SECONDS)
     if not done.ok:
-        raise SourceError(f"{shown(url)} is not reachable: {_last_line(done)}")
+        raise SourceError(f"{_named(url, place)} is not reachable: {_last_line(done)}")
     rows = (line.split("\t", 1) for line in done.stdout.splitlines())
     commits = {name: commit for commit, name in rows}
     for name in (f"refs/tags/{reference}^{{}}", f"refs/tags/{reference}", f"refs/heads/{reference}", reference):
         if name in commits:
             return commits[name]
-    raise SourceError(f"{shown(url)} has no commit, tag or branch {reference!r}")
+    raise SourceError(f"{_named(url, place)} has no commit, tag or branch {reference!r}")
 
 
 def export(url: str, reference: str, target: Path, tick: Callable[[], None] | None = None) -> str:
@@ -77,23 +111,27 @@ def export(url: str, reference: str, target: Path, tick: Callable[[], None] | No
 
     Raises:
         SourceError: not reachable, no such commit, or the transfer broke.
+        UsageError: see `mirrored`.
     """
-    commit = resolve(url, reference)
+    commit, place = resolve(url, reference), mirrored(url, os.environ)
     store = target.with_name(target.name + ".git")
     for arguments, seconds in (
         (("init", "--quiet", "--bare", str(store)), _REACH_SECONDS),
-        (("-C", str(store), "fetch", "--quiet", "--depth=1", *_upload_pack(url), "--", url, commit), _FETCH_SECONDS),
+        (
+            ("-C", str(store), "fetch", "--quiet", "--depth=1", *_upload_pack(place), "--", place, commit),
+            _FETCH_SECONDS,
+        ),
     ):
         done = _git(*arguments, seconds=seconds, tick=tick)
         if not done.ok:
-            raise SourceError(f"{shown(url)} at {commit}: {_last_line(done)}")
+            raise SourceError(f"{_named(url, place)} at {commit}: {_last_line(done)}")
     target.mkdir()
     done = _git(
         "-C", str(store), "-c", "core.autocrlf=false", f"--work-tree={target}", "checkout", "--quiet", "--force",
         commit, "--", ".", seconds=_FETCH_SECONDS, tick=tick,
     )  # fmt: skip
     if not done.ok:
-        raise SourceError(f"{shown(url)} at {commit}: {_last_line(done)}")
+        raise SourceError(f"{_named(url, place)} at {commit}: {_last_line(done)}")
     return commit
 
 

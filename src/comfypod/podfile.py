@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,36 @@ class LockedModel:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class BakedNode:
+    """A custom node of the image: its name, the folder that it stands in (alone in its parent), its version."""
+
+    name: str
+    path: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNeed:
+    """What the environment needs of GPU and driver; `name` and `summary` are the profile's."""
+
+    name: str
+    summary: str
+    capabilities: tuple[str, ...]
+    driver: int
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it is of use only with an NVIDIA GPU."""
+        return bool(self.capabilities)
+
+
 def release_name(version: str, digest: str) -> str:
     """Name a ComfyUI tree for good: its version and the first twelve digits of its digest."""
     return f"{version}-{digest.removeprefix('sha256:')[:12]}"
+
+
+_RECORDS: dict[str, Any] = {kind.__name__: kind for kind in (LockedModel, BakedNode, GpuNeed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +74,10 @@ class PodFile:
     comfyui_args: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
     models: tuple[LockedModel, ...] = ()
+    variant: str = "full"
+    nodes: tuple[BakedNode, ...] = ()
+    models_path: str | None = None
+    gpu: GpuNeed | None = None
     schema: int = SCHEMA
 
     @property
@@ -78,34 +109,56 @@ def load(path: Path) -> PodFile:
         raise UsageError(f"{path} is not JSON: {error}", hint) from error
     try:
         return _decode(body)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not a pod.json of schema {SCHEMA}: {error}", hint) from error
 
 
 def _decode(body: Any) -> PodFile:
     if not isinstance(body, dict):
-        raise TypeError("an object is expected")
+        raise ValueError("an object is expected")  # noqa: TRY004 - one kind of error for all that may be wrong
     if body.get("schema") != SCHEMA:
         raise ValueError(f"its schema is {body.get('schema')!r}")
-    unknown = sorted(set(body) - {entry.name for entry in fields(PodFile)})
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}")
-    models = tuple(LockedModel(**model) for model in body.get("models", ()))
-    arguments = body.get("comfyui_args", [])
-    pod = PodFile(**{**body, "models": models, "comfyui_args": tuple(arguments)})
-    texts = (entry.name for entry in fields(PodFile) if entry.type == "str")
-    wrong = [name for name in texts if not isinstance(getattr(pod, name), str)]
-    wrong += ["comfyui_args"] * (
-        not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments)
-    )
-    wrong += ["settings"] * (not isinstance(pod.settings, dict) or not all(map(_is_text, pod.settings.items())))
-    if wrong:
-        raise ValueError(f"{wrong[0]!r} is of another type")
+    pod: PodFile = _record(PodFile, body)
     return pod
 
 
-def _is_text(item: tuple[object, object]) -> bool:
-    return all(isinstance(part, str) for part in item)
+def _record(kind: Any, body: dict[str, Any]) -> Any:
+    """Make a record of a JSON object, each value as the type that its field is declared with."""
+    unknown = sorted(set(body) - {entry.name for entry in fields(kind)})
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}")
+    found = {entry.name: _value(entry.name, str(entry.type), body[entry.name]) for entry in _present(kind, body)}
+    return kind(**found)
+
+
+def _present(kind: Any, body: dict[str, Any]) -> list[Field[Any]]:
+    def has_default(entry: Field[Any]) -> bool:
+        return entry.default is not MISSING or entry.default_factory is not MISSING
+
+    missing = [entry.name for entry in fields(kind) if entry.name not in body and not has_default(entry)]
+    if missing:
+        raise ValueError(f"the field {missing[0]!r} is missing")
+    return [entry for entry in fields(kind) if entry.name in body]
+
+
+def _value(name: str, kind: str, value: Any) -> Any:
+    plain = kind.removesuffix(" | None")
+    inner = plain.removeprefix("tuple[").removesuffix(", ...]")
+    if value is None and plain != kind:
+        return None
+    if inner != plain and isinstance(value, list):
+        return tuple(_value(name, inner, each) for each in value)
+    if plain in _RECORDS and isinstance(value, dict):
+        return _record(_RECORDS[plain], value)
+    if not _is_a(plain, value):
+        raise ValueError(f"{name!r} is of another type")
+    return value
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    if kind == "dict[str, str]":
+        return isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
+    return type(value) is {"str": str, "int": int}.get(kind)
 
 
 def find() -> Path | None:

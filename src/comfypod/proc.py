@@ -67,31 +67,38 @@ def run(
     tick: Callable[[], None] | None = None,
     keep: Sequence[int] = (),
     tied: bool = False,
+    output: Path | None = None,
 ) -> Completed:
     """Run a program to its end, or for `seconds` at most; both streams are kept.
 
     `tick` is called twice a second meanwhile. Whatever ends the wait (an interrupt, an error in `tick`), the program
     is ended first. `keep` are descriptors that stay open in the child. A `tied` program also ends when this thread is
-    killed (it costs the start of a Python).
+    killed (it costs the start of a Python). With `output`, both streams are added to that file (mode 0600 where it is
+    new) and none is kept.
 
     Raises:
         HostError: the program is missing or cannot be executed.
     """
     command = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *argv] if tied else list(argv)
+    sink = None if output is None else os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    out, err = (subprocess.PIPE, subprocess.PIPE) if sink is None else (sink, subprocess.STDOUT)
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0,
             env=None if env is None else dict(env), cwd=cwd, text=True, errors="replace", pass_fds=tuple(keep),
         )  # fmt: skip
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise HostError(f"cannot run {argv[0]}: {reason}", "check that it is installed and executable") from error
+    finally:
+        if sink is not None:
+            os.close(sink)
     try:
-        output = _follow(child, time.monotonic() + seconds, tick)
+        said = _follow(child, time.monotonic() + seconds, tick)
     finally:
         last_words = _end(child) if child.returncode is None else ("", "")
-    stdout, stderr = output if output is not None else last_words
-    return Completed(tuple(argv), child.returncode, stdout, stderr, timed_out=output is None)
+    stdout, stderr = said if said is not None else last_words
+    return Completed(tuple(argv), child.returncode, stdout or "", stderr or "", timed_out=said is None)
 
 
 def _follow(child: subprocess.Popen[str], deadline: float, tick: Callable[[], None] | None) -> tuple[str, str] | None:

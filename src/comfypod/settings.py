@@ -61,6 +61,13 @@ def _arguments(text: str) -> tuple[str, ...]:
     return words
 
 
+def _number(text: str) -> str:
+    """Accept a user or group id; -1, as 2^32-1, means "leave it" to the kernel."""
+    if not text or (text.isascii() and text.isdecimal() and int(text) < 2**32 - 1):
+        return text
+    raise ValueError("a number from 0 to 4294967294 is expected")
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if 0 <= seconds <= 3600:
@@ -82,9 +89,22 @@ class Setting:
 
 TABLE: tuple[Setting, ...] = (
     Setting("workspace", ("COMFYPOD_WORKSPACE",), "/workspace", Path, "folder that keeps everything of the user's"),
-    Setting("listen", ("COMFYPOD_LISTEN",), "127.0.0.1", str, "address that ComfyUI and JupyterLab answer on"),
+    Setting(
+        "listen",
+        ("COMFYPOD_LISTEN",),
+        "127.0.0.1",
+        str,
+        "address that ComfyUI answers on; `auto` is 127.0.0.1, and 0.0.0.0 when `auth` is `none`",
+    ),
     Setting("port", ("COMFYPOD_PORT",), "8188", _port, "port of ComfyUI"),
     Setting("jupyter", ("COMFYPOD_JUPYTER",), "on", _switch, "whether JupyterLab runs, where it is installed"),
+    Setting(
+        "jupyter_listen",
+        ("COMFYPOD_JUPYTER_LISTEN",),
+        "",
+        str,
+        "address that JupyterLab, which has a login of its own, answers on; empty: as `listen`",
+    ),
     Setting("jupyter_port", ("COMFYPOD_JUPYTER_PORT",), "8888", _port, "port of JupyterLab"),
     Setting("control_listen", ("COMFYPOD_CONTROL_LISTEN",), "127.0.0.1", str, "address of the control plane"),
     Setting("control_port", ("COMFYPOD_CONTROL_PORT",), "8189", _port, "port of the control plane"),
@@ -121,6 +141,9 @@ TABLE: tuple[Setting, ...] = (
         "when ComfyUI fails for good: `stay` up for repair, or `exit` with its code",
     ),
     Setting("stop_seconds", ("COMFYPOD_STOP_SECONDS",), "4", _seconds, "how long a service may take to stop"),
+    Setting("allow_cpu", ("COMFYPOD_ALLOW_CPU",), "off", _switch, "run on the CPU where the image's GPU is missing"),
+    Setting("puid", ("PUID",), "", _number, "user id that services run as, in an image that is started as root"),
+    Setting("pgid", ("PGID",), "", _number, "group id that services run as; without one, that of `puid`"),
 )
 
 
@@ -132,6 +155,7 @@ class Settings:
     listen: str
     port: int
     jupyter: bool
+    jupyter_listen: str
     jupyter_port: int
     control_listen: str
     control_port: int
@@ -142,6 +166,9 @@ class Settings:
     jupyter_password: str
     on_failure: str
     stop_seconds: float
+    allow_cpu: bool
+    puid: str
+    pgid: str
     origins: Mapping[str, Origin]
     problems: tuple[Problem, ...] = ()
 
@@ -209,6 +236,8 @@ def _resolved(layers: list[_Layer]) -> Settings:
         values["workspace"] = Path(values["workspace"]).expanduser().absolute()
     except RuntimeError as error:
         raise UsageError(f"workspace {values['workspace']}: there is no such home", "give it from / on") from error
+    values["listen"] = _address(values["listen"], values["auth"])
+    values["jupyter_listen"] = _address(values["jupyter_listen"] or values["listen"], values["auth"])
     settings = Settings(**values, origins={name: origin for name, (origin, _) in merged.items()})
     if not is_loopback(settings.listen) and settings.auth != "none":
         raise UsageError(
@@ -216,6 +245,13 @@ def _resolved(layers: list[_Layer]) -> Settings:
             "listen on 127.0.0.1 and use a tunnel, or say COMFYPOD_AUTH=none to open it on purpose",
         )
     return settings
+
+
+def _address(listen: str, auth: str) -> str:
+    """Say what `auto` means: every address, but only where ComfyUI may answer anyone."""
+    if listen != "auto":
+        return listen
+    return "0.0.0.0" if auth == "none" else "127.0.0.1"  # noqa: S104 - asked for by COMFYPOD_AUTH=none
 
 
 def as_text(name: str, value: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from comfypod.lock.python import own_requirements
 from comfypod.manifest.load import parse
 from comfypod.manifest.profiles import load_profiles
 from tests.kit.repos import write_tree
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from comfypod.manifest.schema import Manifest
 
 TORCH = tuple((name, version) for name, _, version in (pin.partition("==") for pin in load_profiles()["cpu"].pins))
+# What the running comfypod asks for, in the oldest version that will do.
+OWN = tuple(re.split(r"[<>=!~,]+", line)[:2] for line in own_requirements())
 HEAD = """\
 schema = 1
 profiles = [{profiles}]
@@ -35,6 +39,11 @@ def write_comfyui(folder: Path, version: str = "0.30.0", requirements: str = "to
         "main.py": "", "comfyui_version.py": f'__version__ = "{version}"\n', "requirements.txt": requirements,
     }  # fmt: skip
     return write_tree(folder, contents)
+
+
+def write_manager(folder: Path, version: str = "4.0") -> Path:
+    """Let the tree ask for ComfyUI-Manager."""
+    return write_tree(folder, {"manager_requirements.txt": f"comfyui_manager=={version}\n"})
 
 
 def manifest_text(*, profiles: str = '"cpu"', version: str = "0.30.0", packages: str = "", more: str = "") -> str:

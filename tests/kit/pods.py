@@ -15,13 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod import control
+from comfypod.podfile import BakedNode
 from comfypod.workspace.layout import Layout
 from tests.kit import standin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
+
+
+# As `comfypod`, but with a link of the test's in the place of the image's /ComfyUI.
+_IMAGE = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from comfypod import cli
+from comfypod.boot import main
+from comfypod.boot.context import Surroundings
+main.boot = partial(main.boot, surroundings=Surroundings(Path(sys.argv[1])))
+raise SystemExit(cli.run(sys.argv[2:], time.monotonic()))
+"""
 
 
 def free_port() -> int:
@@ -51,13 +65,14 @@ class Site:
     port: int = field(default_factory=free_port)
     control_port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tree = self.folder / "pristine"
         if not self.tree.exists():
             standin.tree(self.tree)
         self.orders = standin.orders(self.folder, self.behaviour)
-        self.pod_file = standin.pod_file(self.folder, self.tree, **self.settings)
+        self.pod_file = standin.pod_file(self.folder, self.tree, facts=self.facts, **self.settings)
         self.layout = Layout(self.folder / "workspace")
 
     @property
@@ -82,6 +97,33 @@ class Site:
         """Return what each start of the stand-in saw: pid, arguments, environment."""
         path = self.folder / "starts"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def image_site(folder: Path, python: str, behaviour: standin.Orders | None = None, **facts: Any) -> Site:
+    """Make a place for a pod as an image has it, with one node and one model baked in; all below `folder`."""
+    (folder / "opt").mkdir(exist_ok=True)
+    node = folder / "opt" / "nodes" / "pack" / "pack"
+    node.mkdir(parents=True, exist_ok=True)
+    model = folder / "opt" / "models" / "vae" / "baked.bin"
+    model.parent.mkdir(parents=True, exist_ok=True)
+    model.write_bytes(bytes(10))
+    body = {
+        "engine": "image", "python": python, "nodes": (BakedNode("pack", str(node), "1.0"),),
+        "models_path": str(folder / "opt" / "models"), **facts,
+    }  # fmt: skip
+    site = Site(folder, behaviour or standin.Orders(), facts=body)
+    link = site.tree / "custom_nodes" / "pack"
+    if not link.is_symlink():
+        link.symlink_to(node)
+    (folder / "root").mkdir(exist_ok=True)
+    if not (folder / "root" / "ComfyUI").is_symlink():
+        (folder / "root" / "ComfyUI").symlink_to(site.tree)
+    return site
+
+
+def image_command(site: Site) -> tuple[str, ...]:
+    """Return what starts boot in a place of `image_site`, after Python."""
+    return ("-c", _IMAGE, str(site.folder / "root" / "ComfyUI"))
 
 
 @dataclass
@@ -119,12 +161,17 @@ class Running:
 
 
 @contextmanager
-def booted(site: Site, *more: str, command: Sequence[str] = ("-m", "comfypod")) -> Iterator[Running]:
-    """Run boot; whatever the test leaves of it is killed at the end."""
+def booted(
+    site: Site, *more: str, command: Sequence[str] = ("-m", "comfypod"), environ: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (), **popen: Any,
+) -> Iterator[Running]:  # fmt: skip
+    """Run boot; whatever the test leaves of it is killed at the end. `prefix` is a program
+    that becomes it, `popen` goes to Popen."""
     with (site.folder / "boot.out").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *command, *site.arguments(*more)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True, env=site.environ, cwd=ROOT,
+            [*prefix, site.facts.get("python", sys.executable), *command, *site.arguments(*more)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True,
+            env={**site.environ, **(environ or {})}, cwd=ROOT, **popen,
         )  # fmt: skip
         running = Running(site, process)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WHO = ("-c", "user.name=kit", "-c", "user.email=kit@example.invalid", "-c", "commit.gpgsign=false")
+# The same contents are the same commits on every machine.
+_DATE = {"GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z"}
 
 
 def write_tree(folder: Path, contents: Mapping[str, str]) -> Path:
@@ -43,7 +46,7 @@ class Repository:
         return self.git("rev-parse", "HEAD")
 
     def git(self, *arguments: str) -> str:
-        done = proc.run(["git", "-C", str(self.folder), *_WHO, *arguments], seconds=30)
+        done = proc.run(["git", "-C", str(self.folder), *_WHO, *arguments], seconds=30, env={**os.environ, **_DATE})
         if not done.ok:
             raise RuntimeError(done.stderr)
         return done.stdout.strip()

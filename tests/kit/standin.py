@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from comfypod.podfile import PodFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _MAIN = r"""
-import argparse, http.server, json, os, pathlib, signal, sys, threading, time
+import argparse, getpass, http.server, json, os, pathlib, signal, sys, threading, time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--listen"); parser.add_argument("--port", type=int)
 parser.add_argument("--base-directory"); parser.add_argument("--database-url")
 parser.add_argument("--disable-auto-launch", action="store_true"); parser.add_argument("--cpu", action="store_true")
 parser.add_argument("--disable-all-custom-nodes", action="store_true")
+parser.add_argument("--extra-model-paths-config")
 options = parser.parse_args()
 orders = json.loads(pathlib.Path(os.environ["STANDIN_ORDERS"]).read_text())
 starts = pathlib.Path(os.environ["STANDIN_ORDERS"]).with_name("starts")
 with starts.open("a") as handle:
-    handle.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "env": dict(os.environ)}) + "\n")
+    seen = {"pid": os.getpid(), "argv": sys.argv[1:], "env": dict(os.environ), "user": getpass.getuser()}
+    seen |= {"uids": os.getresuid(), "gids": os.getresgid(), "groups": os.getgroups()}
+    handle.write(json.dumps(seen) + "\n")
 print("stand-in starts", flush=True)
 if orders["stubborn"]:
     signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -93,8 +97,10 @@ def orders(folder: Path, behaviour: Orders) -> Path:
     return path
 
 
-def pod_file(folder: Path, comfyui: Path, *, release: str = "1", **settings: str) -> Path:
-    """Write a `pod.json` that runs the stand-in with this Python."""
+def pod_file(
+    folder: Path, comfyui: Path, *, release: str = "1", facts: Mapping[str, Any] | None = None, **settings: str
+) -> Path:
+    """Write a `pod.json` that runs the stand-in with this Python; `facts` are fields that shall be others."""
     pod = PodFile(
         profile="cpu",
         arch="x86_64",
@@ -110,5 +116,5 @@ def pod_file(folder: Path, comfyui: Path, *, release: str = "1", **settings: str
         settings=settings,
     )
     path = folder / "pod.json"
-    path.write_bytes(pod.encode())
+    path.write_bytes(replace(pod, **(facts or {})).encode())
     return path

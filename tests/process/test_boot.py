@@ -31,7 +31,7 @@ def site(tmp_path: Path) -> Site:
 def test_an_empty_workspace_becomes_a_ready_pod(site: Site) -> None:
     with booted(site) as pod:
         status = pod.wait_for("ready")
-        assert [stage["state"] for stage in status["stages"]] == ["done"] * 5
+        assert [stage["state"] for stage in status["stages"]] == ["done"] * 6
         assert status["services"][0]["state"] == "ready"
         assert status["comfyui"] == {"version": "1", "queue_running": 0, "queue_pending": 2}
         assert pod.probe("/livez") == (200, "live")

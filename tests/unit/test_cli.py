@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod import __version__, cli
+from comfypod import __version__, arguments, cli
 from comfypod.errors import exit_code_table
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
@@ -77,7 +77,7 @@ def envelope(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
         (("up", "--detach", "--profile", "none"), 2, "usage"),
         (("up", "--detach", "--lock", "none.lock"), 4, "lock"),
         (("up",), 2, "usage"),
-        (("up", "--engine", "docker"), 2, "usage"),
+        (("up", "--engine", "lxc"), 2, "usage"),
         (("down",), 12, "not-running"),
         (("status",), 12, "not-running"),
         (("status", "--bogus"), 2, "usage"),
@@ -144,7 +144,7 @@ def test_help_of_a_verb_names_all_its_options(capsys: pytest.CaptureFixture[str]
     assert caught.value.code == 0
     said = capsys.readouterr().out
     assert f"usage: comfypod {verb}" in said
-    actions = cli._parser()._subparsers._group_actions[0].choices[verb]._actions  # type: ignore[union-attr, index]
+    actions = arguments.parser()._subparsers._group_actions[0].choices[verb]._actions  # type: ignore[union-attr, index]
     options = [option for action in actions for option in action.option_strings]
     assert {"--json", "--help"} <= set(options)
     assert [option for option in options if option not in said] == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from comfypod.git import MIRRORS
 from comfypod.settings import TABLE
 from comfypod.workspace.run import MARK
 from docs import reference
@@ -68,7 +69,7 @@ def test_verbs_settings_and_modules_that_are_named_exist(page: Path) -> None:
     for block in _FENCED.findall(text):
         verbs |= set(re.findall(r"^comfypod ([a-z]+)", block, re.MULTILINE))
     assert verbs <= reference.verb_names()
-    variables = {name for row in TABLE for name in row.variables} | {"COMFYPOD_DATA", MARK}
+    variables = {name for row in TABLE for name in row.variables} | {"COMFYPOD_DATA", MARK, MIRRORS}
     assert {name.removesuffix("_FILE") for name in re.findall(r"\bCOMFYPOD_[A-Z_]+\b", text)} <= variables
     for module in re.findall(r"`((?:\w+/)*\w+\.py)`", _prose(page)):
         assert (ROOT / "src" / "comfypod" / module).is_file() or (ROOT / module).is_file() or module == "main.py", (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfypod import git
-from comfypod.errors import SourceError
+from comfypod.errors import SourceError, UsageError
 from tests.kit.repos import Repository, make_repository
 
 URL = "https://example.invalid/a.git"
@@ -172,6 +172,68 @@ def test_a_git_environment_of_the_callers_is_not_used(
     monkeypatch.delenv("GIT_WORK_TREE")
     assert (tmp_path / "out" / "main.py").is_file()
     assert other.git("for-each-ref") == before
+
+
+MIRRORS = "https://github.com/=http://127.0.0.1:8000/ https://github.com/me/=file:///srv/me/\ngit@host:=/srv/host/"
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("https://github.com/you/n.git", "http://127.0.0.1:8000/you/n.git"),
+        ("https://github.com/me/n.git", "file:///srv/me/n.git"),
+        ("git@host:me/n.git", "/srv/host/me/n.git"),
+        ("https://gitlab.com/me/n.git", "https://gitlab.com/me/n.git"),
+        ("http://github.com/you/n.git", "http://github.com/you/n.git"),
+    ],
+)
+def test_the_longest_part_that_a_mirror_serves_is_replaced(url: str, asked: str) -> None:
+    assert git.mirrored(url, {"COMFYPOD_GIT_MIRRORS": MIRRORS}) == asked
+    assert git.mirrored(url, {"COMFYPOD_GIT_MIRRORS": " ".join(reversed(MIRRORS.split()))}) == asked
+    assert git.mirrored(url, {}) == git.mirrored(url, {"COMFYPOD_GIT_MIRRORS": " "}) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://github.com/",
+        "=file:///srv/",
+        "https://github.com/=",
+        "github.com=file:///srv/",
+        "https://h/=--upload",
+        "x",
+    ],
+)
+def test_mirrors_that_are_written_wrong_are_refused_with_the_right_form(text: str) -> None:
+    with pytest.raises(UsageError, match="is not FROM=TO") as caught:
+        git.mirrored(URL, {"COMFYPOD_GIT_MIRRORS": f"https://a/=https://b/ {text}"})
+    assert 'COMFYPOD_GIT_MIRRORS="https://github.com/=http://127.0.0.1:8000/"' in caught.value.hint
+
+
+def test_a_login_of_a_mirror_is_not_shown() -> None:
+    with pytest.raises(UsageError) as caught:
+        git.mirrored(URL, {"COMFYPOD_GIT_MIRRORS": "https://me:secret@h/"})
+    assert "secret" not in caught.value.message
+
+
+def test_what_a_mirror_has_is_resolved_and_exported(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYPOD_GIT_MIRRORS", f"https://example.invalid/=file://{tmp_path}/")
+    commit = repository.git("rev-parse", "HEAD")
+    url = "https://example.invalid/repo"
+    assert git.resolve(url, "v1") == commit
+    assert git.export(url, commit, tmp_path / "out") == commit
+    assert (tmp_path / "out" / "main.py").read_text() == "print()\n"
+
+
+def test_a_mirror_that_fails_is_named_beside_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYPOD_GIT_MIRRORS", f"https://example.invalid/=file://{tmp_path}/")
+    through = f"https://example.invalid/a.git through file://{tmp_path}/a.git"
+    with pytest.raises(SourceError, match=f"^{through} is not reachable"):
+        git.resolve(URL, "main")
+    with pytest.raises(SourceError, match=f"^{through} at {'0' * 40}"):
+        git.export(URL, "0" * 40, tmp_path / "out")
 
 
 @pytest.mark.root

@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 
 from comfypod import podfile
 from comfypod.errors import UsageError
-from comfypod.podfile import LockedModel, PodFile
+from comfypod.podfile import BakedNode, GpuNeed, LockedModel, PodFile
 
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 _MODELS = st.builds(LockedModel, _TEXT, _TEXT, _TEXT, _TEXT, st.integers(0))
+_NODES = st.builds(BakedNode, _TEXT, _TEXT, _TEXT)
+_NEEDS = st.builds(GpuNeed, _TEXT, _TEXT, st.lists(_TEXT, max_size=3).map(tuple), st.integers(0))
 _PODS = st.builds(
     PodFile,
     profile=_TEXT, arch=_TEXT, lock=_TEXT, comfyui_version=_TEXT, comfyui_digest=_TEXT, comfyui_path=_TEXT,
     environment_key=_TEXT, torch=_TEXT, python=_TEXT, jupyter=st.none() | _TEXT, engine=_TEXT,
     comfyui_args=st.lists(_TEXT, max_size=3).map(tuple), settings=st.dictionaries(_TEXT, _TEXT, max_size=3),
-    models=st.lists(_MODELS, max_size=3).map(tuple),
+    models=st.lists(_MODELS, max_size=3).map(tuple), variant=_TEXT, nodes=st.lists(_NODES, max_size=3).map(tuple),
+    models_path=st.none() | _TEXT, gpu=st.none() | _NEEDS,
 )  # fmt: skip
 POD = PodFile(
     profile="cpu", arch="x86_64", lock="0" * 64, comfyui_version="0.30.0", comfyui_digest="sha256:" + "ab" * 32,
@@ -60,6 +63,13 @@ def test_a_release_is_version_and_the_first_digits_of_the_digest() -> None:
     assert POD.release == "0.30.0-abababababab"
 
 
+def test_a_file_from_before_there_were_images_is_read_as_ever(tmp_path: Path) -> None:
+    newer = {"variant", "nodes", "models_path", "gpu"}
+    old = {name: value for name, value in body().items() if name not in newer}
+    assert load(tmp_path, json.dumps(old).encode()) == POD
+    assert (POD.variant, POD.nodes, POD.models_path, POD.gpu) == ("full", (), None, None)
+
+
 def test_settings_are_replaced_and_nothing_else() -> None:
     changed = POD.with_settings({"port": "10"})
     assert changed == replace(POD, settings={"port": "10"})
@@ -78,8 +88,10 @@ def test_settings_are_replaced_and_nothing_else() -> None:
         (json.dumps({key: value for key, value in body().items() if key != "schema"}).encode(), "its schema is None"),
         (json.dumps(body(colour="red")).encode(), "unknown field 'colour'"),
         (json.dumps({key: value for key, value in body().items() if key != "python"}).encode(), "'python'"),
-        (json.dumps(body(models=[{"name": "m"}])).encode(), "missing"),
-        (json.dumps(body(models=[3])).encode(), "must be a mapping"),
+        (json.dumps(body(models=[{"name": "m"}])).encode(), "the field 'folder' is missing"),
+        (json.dumps(body(models=[3])).encode(), "'models' is of another type"),
+        (json.dumps(body(nodes=[{"name": "n", "path": "/n", "version": "1", "colour": "red"}])).encode(), "'colour'"),
+        (json.dumps(body(gpu={"name": "4090"})).encode(), "the field 'summary' is missing"),
         (json.dumps(body(models=None)).encode(), "pod.json of schema 1"),
     ],
 )
@@ -100,6 +112,15 @@ def test_another_file_is_refused_with_what_is_wrong(tmp_path: Path, data: bytes,
         {"comfyui_path": None},
         {"comfyui_args": "--cpu"},
         {"comfyui_args": [3]},
+        {"variant": None},
+        {"models": [{"name": "m", "folder": "vae", "file": "f", "sha256": "0", "size": True}]},
+        {"nodes": {}},
+        {"nodes": [{"name": "n", "path": "/n", "version": 1}]},
+        {"models_path": 3},
+        {"jupyter": 3},
+        {"gpu": "4090"},
+        {"gpu": {"name": "n", "summary": "", "capabilities": ["8.9"], "driver": "525"}},
+        {"gpu": {"name": "n", "summary": "", "capabilities": [8.9], "driver": 525}},
     ],
     ids=str,
 )

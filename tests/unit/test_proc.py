@@ -74,6 +74,17 @@ def test_tick_is_called_meanwhile_and_its_error_ends_the_program(tmp_path: Path)
     assert proc.start_ticks(int(pid_file.read_text())) is None
 
 
+def test_output_goes_to_a_private_file_that_tick_can_read_meanwhile(tmp_path: Path) -> None:
+    log, seen = tmp_path / "log", list[str]()
+    code = "import sys, time; print('out', flush=True); print('err', file=sys.stderr, flush=True); time.sleep(1)"
+    done = proc.run(python(code), seconds=30, output=log, tick=lambda: seen.append(log.read_text()))
+    assert (done.ok, done.stdout, done.stderr) == (True, "", "")
+    assert "out\nerr\n" in seen
+    proc.run(python("print('more')"), seconds=30, output=log)
+    assert log.read_text() == "out\nerr\nmore\n"
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
 def test_descriptors_that_are_kept_are_open_in_the_child_and_others_are_not(tmp_path: Path) -> None:
     kept, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:

@@ -49,6 +49,35 @@ def test_comfyui_without_a_login_is_not_opened_by_accident() -> None:
     assert [problem.code for problem in opened.problems] == ["no-login"]
 
 
+def test_auto_opens_comfyui_only_where_no_login_is_asked_for() -> None:
+    built = {"listen": "auto", "jupyter_listen": "0.0.0.0"}
+    closed, opened = resolve(built, {}, {}), resolve(built, {"COMFYPOD_AUTH": "none"}, {})
+    assert (closed.listen, closed.jupyter_listen, closed.problems) == ("127.0.0.1", "0.0.0.0", ())
+    assert (opened.listen, opened.jupyter_listen) == ("0.0.0.0", "0.0.0.0")
+    assert [problem.code for problem in opened.problems] == ["no-login"]
+    assert opened.shown()["listen"] == {"value": "0.0.0.0", "origin": "pod.json"}
+
+
+def test_jupyterlab_answers_where_comfyui_does_unless_told_otherwise() -> None:
+    assert resolve({}, {}, {}).jupyter_listen == "127.0.0.1"
+    assert resolve({}, {"COMFYPOD_LISTEN": "::1"}, {}).jupyter_listen == "::1"
+    assert resolve({}, {"COMFYPOD_JUPYTER_LISTEN": "0.0.0.0"}, {}).jupyter_listen == "0.0.0.0"
+    assert resolve({}, {"COMFYPOD_JUPYTER_LISTEN": "auto"}, {}).jupyter_listen == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("text", "good"), [
+    ("", True), ("0", True), ("1000", True), ("4294967294", True), ("4294967295", False), ("-1", False),
+    ("1e3", False), ("root", False), ("\u0661", False), ("1.0", False),
+])  # fmt: skip
+def test_user_and_group_are_numbers(text: str, good: bool) -> None:
+    for name in ("PUID", "PGID"):
+        if good:
+            assert getattr(resolve({}, {name: text}, {}), name.lower()) == text
+        else:
+            with pytest.raises(UsageError, match=name):
+                resolve({}, {name: text}, {})
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "localhost", "::1"])
 def test_loopback_needs_no_login(address: str) -> None:
     assert resolve({}, {"COMFYPOD_LISTEN": address}, {}).problems == ()

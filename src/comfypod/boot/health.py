@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from comfypod import __version__
+from comfypod.boot.identity import current
 from comfypod.boot.process import State
+from comfypod.workspace.run import Boot, this_process
 
 if TYPE_CHECKING:
     from comfypod.boot.process import Supervised
@@ -38,6 +39,7 @@ class Health:
     stages: list[StageView] = field(default_factory=list)
     services: list[Supervised] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    identity: dict[str, int | str] = field(default_factory=lambda: current().shown())
     workspace: dict[str, Any] = field(default_factory=dict)
     nodes: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Health:
     stopping: bool = False
     failed: str = ""
     moments: dict[str, float] = field(default_factory=dict)
+    process: Boot = field(default_factory=this_process)
 
     def note(self, moment: str) -> bool:
         """Note when something happened first, in seconds since boot's first instruction; True that one time."""
@@ -109,6 +112,7 @@ class Health:
             "stages": [asdict(stage) for stage in self.stages],
             "services": [_service_view(service) for service in self.services],
             "comfyui": {"version": self.pod.comfyui_version, "queue_running": None, "queue_pending": None},
+            "identity": self.identity,
             "workspace": self.workspace,
             "environment": {"key": self.pod.environment_key, "torch": self.pod.torch, "changed": []},
             "nodes": self.nodes,
@@ -118,7 +122,7 @@ class Health:
             "settings": self.settings,
             "boot": {
                 "comfypod": __version__,
-                "pid": os.getpid(),
+                **asdict(self.process),
                 "profile": self.pod.profile,
                 "engine": self.pod.engine,
                 "seconds": round(time.monotonic() - self.begun, 3),

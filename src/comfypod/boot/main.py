@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from comfypod import podfile
+from comfypod.boot.context import Surroundings
 from comfypod.boot.supervisor import Supervisor
 from comfypod.settings import resolve
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 _DRAIN_SECONDS = 1.0
 
 
-def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: float) -> Result:
+def boot(
+    pod_path: Path,
+    arguments: Mapping[str, str],
+    console: Console,
+    begun: float,
+    surroundings: Surroundings | None = None,
+) -> Result:
     """Run the pod of a `pod.json` until it is stopped; return how it ended.
 
     Raises:
@@ -31,7 +38,7 @@ def boot(pod_path: Path, arguments: Mapping[str, str], console: Console, begun: 
     settings = resolve(pod.settings, os.environ, arguments)
 
     async def supervise() -> Result:
-        return await Supervisor(pod, settings, console, begun).run()
+        return await Supervisor(pod, settings, console, begun, surroundings or Surroundings()).run()
 
     console.in_background()
     try:

@@ -70,10 +70,25 @@ def child_environ(environ: Mapping[str, str], python: Path, workspace: Path) -> 
     }
 
 
-def comfyui(pod: PodFile, settings: Settings, seeded: Seeded, environ: Mapping[str, str]) -> Service:
-    """Describe ComfyUI. A launcher of ours, when there is one, goes between Python and `main.py` here."""
+def comfyui(
+    pod: PodFile,
+    settings: Settings,
+    seeded: Seeded,
+    environ: Mapping[str, str],
+    *,
+    cpu: bool = False,
+    extra_paths: Path | None = None,
+) -> Service:
+    """Describe ComfyUI. A launcher of ours, when there is one, goes between Python and `main.py` here.
+
+    `cpu` is for an image whose GPU is missing, `extra_paths` names the nodes and models of the image.
+    """
     argv = [pod.python, str(seeded.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
     argv += ["--listen", settings.listen, "--port", str(settings.port), "--disable-auto-launch"]
+    if cpu and "--cpu" not in argv:
+        argv.append("--cpu")
+    if extra_paths is not None:
+        argv += ["--extra-model-paths-config", str(extra_paths)]
     if seeded.core != seeded.base:
         # ComfyUI's database library undoes percent-escapes, and takes `?` for the begin of options.
         database = f"sqlite:///{quote(str(seeded.base / 'user' / 'comfyui.db'))}"
@@ -102,11 +117,11 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
     """
     if pod.jupyter is None or not settings.jupyter:
         return None
-    argv = [pod.jupyter, f"--ServerApp.ip={settings.listen}", f"--ServerApp.port={settings.jupyter_port}"]
+    argv = [pod.jupyter, f"--ServerApp.ip={settings.jupyter_listen}", f"--ServerApp.port={settings.jupyter_port}"]
     argv += ["--ServerApp.port_retries=0", "--no-browser", f"--ServerApp.root_dir={settings.workspace}"]
     if os.geteuid() == 0:
         argv.append("--allow-root")
-    if not is_loopback(settings.listen):
+    if not is_loopback(settings.jupyter_listen):
         argv.append("--ServerApp.allow_remote_access=True")
     env = child_environ(environ, Path(pod.python), settings.workspace)
     if settings.jupyter_password:
@@ -119,7 +134,7 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
         safe_argv=tuple(argv),
         env=env,
         cwd=settings.workspace,
-        host=connect_host(settings.listen),
+        host=connect_host(settings.jupyter_listen),
         port=settings.jupyter_port,
         path="/api",
         critical=False,

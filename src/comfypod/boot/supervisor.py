@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from comfypod import __version__
 from comfypod.boot import httpd, probes, services
+from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
 from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
 from comfypod.boot.process import State, Supervised
-from comfypod.boot.stages import STAGES, Context, Stage, StageCancelledError
+from comfypod.boot.stages import STAGES
 from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
 from comfypod.files import FolderLock, storage_error
 from comfypod.ports import connect_host, http_url
@@ -40,7 +41,9 @@ _SAME_SIGNAL_SECONDS = 0.3
 class Supervisor:
     """Runs one pod in this process. `begun` is the monotonic time of boot's first instruction."""
 
-    def __init__(self, pod: PodFile, settings: Settings, console: Console, begun: float) -> None:
+    def __init__(
+        self, pod: PodFile, settings: Settings, console: Console, begun: float, surroundings: Surroundings
+    ) -> None:
         layout = Layout(settings.workspace)
         self.health = Health(pod, begun, stages=[StageView(stage.name) for stage in STAGES], settings=settings.shown())
         self._pod, self._settings, self._console = pod, settings, console
@@ -53,7 +56,9 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
         lock = FolderLock(layout.lock)
-        self._context = Context(pod, settings, layout, self.health, console, self._stop.is_set, lock, self._taken)
+        self._context = Context(
+            pod, settings, layout, self.health, console, self._stop.is_set, lock, self._taken, surroundings
+        )
         for problem in settings.problems:
             self._report(problem)
 
@@ -183,7 +188,12 @@ class Supervisor:
     def _start_services(self) -> None:
         context = self._context
         assert context.seeded is not None  # noqa: S101 - the workspace stage has run
-        self._start(services.comfyui(self._pod, self._settings, context.seeded, os.environ))
+        self._start(
+            services.comfyui(
+                self._pod, self._settings, context.seeded, context.environ,
+                cpu=context.cpu, extra_paths=context.extra_paths,
+            )
+        )  # fmt: skip
         self._jupyter_waits = True
         if len(os.sched_getaffinity(0)) >= _ENOUGH_CORES:
             self._start_jupyter()
@@ -197,7 +207,7 @@ class Supervisor:
         self._jupyter_waits = False
         try:
             token = self._context.token
-            self._start(services.jupyter(self._pod, self._settings, self._layout, token, os.environ))
+            self._start(services.jupyter(self._pod, self._settings, self._layout, token, self._context.environ))
         except OSError as error:
             told = storage_error(error, "cannot start JupyterLab")
             self._report(Problem("jupyter", told.message, told.hint))
@@ -256,7 +266,7 @@ class Supervisor:
             self._console.line(f"  the token is kept in {self._layout.token}")
 
     def _record(self) -> None:
-        record = run.RunRecord(run.this_process(), self._control)
+        record = run.RunRecord(self.health.process, self._control)
         try:
             run.write(self._layout.run_record, record)
         except OSError as error:

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from comfypod import fetch, files, proc
+from comfypod import fetch, files, gpu, proc
 from comfypod.errors import ComfypodError, HostError, Problem, SourceError, UsageError
-from comfypod.host import gpu
 from comfypod.host.environment import find_uv
 from comfypod.host.prepare import missing, needs
 from comfypod.lock.sources import index_url
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from comfypod.host.prepare import Need
     from comfypod.lock.schema import Lock
+    from comfypod.manifest.profiles import Profile
 
 Addresses = Sequence[tuple[str, Mapping[str, int]]]
 State = Literal["ok", "note", "problem"]
@@ -113,7 +113,7 @@ def _table(findings: tuple[Finding, ...]) -> str:
     return "\n".join(lines)
 
 
-def _profile(found: gpu.Survey, name: str, chosen: gpu.Choice | None) -> Finding:
+def _profile(found: gpu.Survey, name: str, chosen: gpu.Choice[Profile] | None) -> Finding:
     if chosen is None:
         against = gpu.verdict(found, profile_named(name))
         return Finding("profile", "problem" if against else "ok", against or name, "choose another with --profile")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import files, proc
-from comfypod.errors import HostError, InstallError, IntegrityError, LockError, SourceError
+from comfypod.errors import HostError, InstallError, IntegrityError, SourceError
 from comfypod.host.store import disk_errors, with_data_hint
+from comfypod.lock.listing import build_constraints, file_options, listing
 from comfypod.lock.sources import uv_index
 
 if TYPE_CHECKING:
@@ -19,19 +20,18 @@ if TYPE_CHECKING:
     from comfypod.errors import ComfypodError
     from comfypod.host.store import Building
     from comfypod.lock.schema import Environment
-from comfypod.log import Console
+    from comfypod.log import Console
 
 _INSTALL_SECONDS = 4 * 3600.0
 _PYTHON_SECONDS = 600.0
 _CHECK_SECONDS = 600.0
 _COMPILE_SECONDS = 1800.0
 _TRIPLE = ("torch", "torchvision", "torchaudio")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
 # What would point uv at another environment, or change a set of packages that the lock has already settled.
 _NOT_FOR_UV = frozenset({
     "CONDA_PREFIX", "PYTHONHOME", "PYTHONPATH", "UV_BUILD_CONSTRAINT", "UV_CONSTRAINT", "UV_EXCLUDE",
-    "UV_EXCLUDE_NEWER", "UV_OVERRIDE", "UV_SYSTEM_PYTHON", "VIRTUAL_ENV",
+    "UV_EXCLUDE_NEWER", "UV_NO_BINARY", "UV_NO_BINARY_PACKAGE", "UV_NO_BUILD", "UV_NO_BUILD_ISOLATION",
+    "UV_NO_BUILD_PACKAGE", "UV_ONLY_BINARY", "UV_OVERRIDE", "UV_SYSTEM_PYTHON", "VIRTUAL_ENV",
 })  # fmt: skip
 _MISMATCH = re.compile(r"Hash mismatch for `([^`]+)`")
 _DISK = re.compile(r"^.*\(os error (13|28|30|122)\).*$", re.MULTILINE)
@@ -76,42 +76,30 @@ def find_python(version: str, *, offline: bool) -> str:
     return found.stdout.strip()
 
 
-def requirements(environment: Environment) -> str:
-    """Render an environment for `uv pip install --require-hashes`: a line per package.
-
-    Raises:
-        LockError: a name or version is not one.
-    """
-    lines = []
-    for package in environment.packages:
-        if _NAME.fullmatch(package.name) is None or _VERSION.fullmatch(package.version) is None:
-            raise LockError(f"the lock names the package {package.name!r} {package.version!r}", "run `comfypod lock`")
-        hashes = " ".join(f"--hash=sha256:{wheel.sha256}" for wheel in package.wheels)
-        lines.append(f"{package.name}=={package.version} {hashes}\n")
-    return "".join(lines)
-
-
 def install(
     environment: Environment, building: Building, *, python: str, needed: int, offline: bool, console: Console
 ) -> None:
     """Make `venv` in the folder of `building` and install the environment there, bytecode compiled.
 
+    What the lock has as a source distribution is built, in isolation, with the locked build packages.
+
     Raises:
-        IntegrityError: a wheel has another hash than the lock's.
+        IntegrityError: a file has another hash than the lock's.
         SourceError: the package index cannot be reached and uv's cache lacks something.
         StorageError: the disk is full (`needed` in bytes is named) or not ours.
         InstallError: uv failed otherwise, or the result does not import.
     """
-    venv, listing = building.folder / "venv", building.folder / "requirements.txt"
-    listing.write_text(requirements(environment), "utf-8")
+    venv, wanted, builders = (building.folder / name for name in ("venv", "requirements.txt", "build.txt"))
+    wanted.write_text(listing(environment.packages), "utf-8")
+    builders.write_text(build_constraints(environment), "utf-8")
     label = f"disk taken by the {environment.purpose} environment"
     with console.progress(label, needed) as advance:
         _uv(("venv", "--no-project", "--python", python, str(venv)), building, needed)
         _uv(
             (
                 "pip", "install", "--python", str(venv / "bin" / "python"), "--no-deps", "--require-hashes",
-                "--only-binary", ":all:", "--compile-bytecode", *(("--offline",) if offline else ()),
-                "--requirements", str(listing),
+                *file_options(environment), "--compile-bytecode", *(("--offline",) if offline else ()),
+                "--build-constraints", str(builders), "--requirements", str(wanted),
             ),
             building, needed, _disk_meter(building.folder, advance),
         )  # fmt: skip
@@ -171,7 +159,7 @@ def explain(done: proc.Completed, folder: Path, needed: int) -> ComfypodError:
     said = done.stderr
     if match := _MISMATCH.search(said):
         return IntegrityError(
-            f"{match[1]}: the wheel that arrived has another sha256 than the lock names",
+            f"{match[1]}: the file that arrived has another sha256 than the lock names",
             "do not use it: check the package index or mirror, or `comfypod lock --upgrade` and read the difference",
         )
     if match := _DISK.search(said):

@@ -31,7 +31,7 @@ def status(layout: Layout) -> Result:
         NotRunningError: no pod runs on the workspace.
         NotReadyError: it runs and its control plane does not answer.
     """
-    record = running.find(layout)
+    record = running.find(layout, elsewhere=True)
     found = control.status(record.control)
     if found is None:
         raise NotReadyError(
@@ -44,12 +44,13 @@ def status(layout: Layout) -> Result:
 def _status_text(layout: Layout, found: Mapping[str, Any]) -> str:
     free = found["workspace"].get("free_bytes")
     room = f", {human_bytes(free)} free" if free is not None else ""
-    boot, queue = found["boot"], found["comfyui"]
+    boot, queue, who = found["boot"], found["comfyui"], found.get("identity")
     took = f", ready after {boot['seconds_to_ready']:.1f} s" if boot["seconds_to_ready"] is not None else ""
     lines = [
         f"{found['phase']}: up {boot['seconds']:.0f} s{took}",
         *(f"  because {reason}" for reason in found["reasons"]),
         f"workspace   {layout.root}{room}",
+        *([f"identity    {who['uid']}:{who['gid']}, {who['reason']}"] if who else []),
         f"comfyui     {queue['version']}, profile {boot['profile']}, torch {found['environment']['torch']}"
         + (f", {queue['queue_running']} running, {queue['queue_pending']} pending" if found["ready"] else ""),
         "stages",
@@ -79,7 +80,7 @@ def health(layout: Layout, probe: str) -> Result:
         NotRunningError: no pod runs.
         NotReadyError: the probe says no.
     """
-    record = running.find(layout)
+    record = running.find(layout, elsewhere=True)
     answer = control.ask(record.control, probe)
     if answer is None:
         raise NotRunningError(f"nothing answers on {record.control}", "look at `comfypod logs boot`")

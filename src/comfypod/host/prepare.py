@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import files, podfile
+from comfypod import files, git, podfile
 from comfypod.errors import SourceError, StorageError
 from comfypod.host import environment as python_environment
 from comfypod.host.store import Building, Store, disk_errors, with_data_hint
@@ -143,7 +143,9 @@ def _tree_build(
 
 
 def _local(source: Source) -> bool:
-    return isinstance(source, PathSource) or (isinstance(source, GitSource) and source.url.startswith(("/", "file:")))
+    if isinstance(source, GitSource):
+        return git.mirrored(source.url, os.environ).startswith(("/", "file:"))
+    return isinstance(source, PathSource)
 
 
 def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> podfile.PodFile:
@@ -160,7 +162,7 @@ def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> p
         python=str(places[1] / "venv" / "bin" / "python"),
         jupyter=str(places[2] / "venv" / "bin" / "jupyter-lab") if len(places) > 2 else None,
         engine="host",
-        comfyui_args=profile.comfyui_args,
+        comfyui_args=(*profile.comfyui_args, *(("--enable-manager",) if lock.comfyui.manager else ())),
         models=tuple(
             podfile.LockedModel(model.name, model.folder, model.file, model.sha256, model.size) for model in lock.models
         ),

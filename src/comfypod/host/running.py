@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from comfypod import control, proc
-from comfypod.errors import NotRunningError
+from comfypod import control, podfile, proc
+from comfypod.errors import HostError, NotRunningError
 from comfypod.ports import connect_host, http_url
 from comfypod.settings import resolve
 from comfypod.workspace import run
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from comfypod.workspace.layout import Layout
 
 
-def find(layout: Layout) -> run.RunRecord:
+def find(layout: Layout, *, elsewhere: bool = False) -> run.RunRecord:
     """Return the record of the pod that runs on a workspace.
 
-    A pod that could not write its record (a full disk, a workspace that it was refused) is found by its answer.
+    A pod that could not write its record (a full disk, a workspace that it was refused) is found by its answer. One of
+    another container counts with `elsewhere`: it can be asked, but its pid means nothing here.
 
     Raises:
         NotRunningError: there is none.
+        HostError: it runs in another container, and that is not what was asked for.
     """
     record = run.running(layout.run_record) or _asked(layout)
     if record is None:
@@ -29,17 +31,28 @@ def find(layout: Layout) -> run.RunRecord:
             f"no pod runs on the workspace {layout.root}",
             "start one with `comfypod up`, or name its workspace with --workspace",
         )
+    if not record.boot.here and not elsewhere:
+        raise HostError(
+            f"the pod of the workspace {layout.root} runs in a container, which only its engine can stop",
+            "`docker ps` shows it, `docker stop` ends it",
+        )
     return record
 
 
 def _asked(layout: Layout) -> run.RunRecord | None:
-    settings = resolve({"workspace": str(layout.root)}, os.environ, {})
+    settings = resolve({**_built(), "workspace": str(layout.root)}, os.environ, {})
     address = http_url(connect_host(settings.control_listen), settings.control_port)
     found = control.status(address) or {}
     try:
         pid = int(found["boot"]["pid"])
         same = found["settings"]["workspace"]["value"] == str(layout.root)
-    except (KeyError, TypeError, ValueError):
+        boot = run.Boot(pid, proc.start_ticks(pid) or 0, str(found["boot"].get("namespace", "")))
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    started = proc.start_ticks(pid)
-    return run.RunRecord(run.Boot(pid, started), address) if same and started else None
+    return run.RunRecord(boot, address) if same and (boot.started or not boot.here) else None
+
+
+def _built() -> dict[str, str]:
+    """Return the settings of the image that we are in, if we are in one."""
+    image = podfile.find()
+    return podfile.load(image).settings if image is not None else {}

@@ -99,7 +99,7 @@ def _upgrade(names: Sequence[str] | None, manifest: Manifest, previous: Lock | N
         return Upgrade(everything=names is not None)
     known = {"comfyui", *(node.name for node in manifest.node), *(model.name for model in manifest.model)}
     for environment in previous.environments if previous else ():
-        known.update(package.name for package in environment.packages)
+        known.update(package.name for package in (*environment.packages, *environment.build))
     lowered = {name.lower() for name in known}
     for name in names:
         if name.lower() not in lowered:
@@ -127,10 +127,11 @@ def _versions(lock: Lock | None) -> dict[tuple[str, str, str], str]:
     if lock is None:
         return {}
     pins = {("comfyui", "comfyui", ""): lock.comfyui.version}
-    pins.update({("node", node.name, ""): node.commit for node in lock.nodes})
+    pins.update({("node", node.name, ""): node.commit or node.digest.removeprefix("sha256:") for node in lock.nodes})
     pins.update({("model", model.name, ""): model.sha256 for model in lock.models})
     for environment in lock.environments:
         pins.update({("package", each.name, environment.name): each.version for each in environment.packages})
+        pins.update({("build package", each.name, environment.name): each.version for each in environment.build})
     return pins
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from comfypod import fetch
 from comfypod.errors import IntegrityError, LockError
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from comfypod.manifest.profiles import Profile
     from comfypod.manifest.schema import Manifest, Model
     from comfypod.manifest.values import Arch
+
+_BUILD_PACKAGES = ("setuptools", "wheel")
+_MANAGER = re.compile(r"comfyui[-_.]manager(?![\w.-])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,9 @@ class _Job:
     arch: Arch
     python: str
     requests: tuple[str, ...]
-    constraints: tuple[str, ...]
+    constraints: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    sdists: tuple[str, ...] = ()
 
 
 def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path, console: Console) -> Lock:
@@ -68,6 +76,7 @@ def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path
         nodes = tuple(lock_node(node, old_nodes.get(node.name), site) for node in wanted)
     required = [*requirements, *manifest.python.packages, *(line for node in nodes for line in node.requirements)]
     targets, environments = _environments(manifest, required, previous, upgrade, console)
+    comfyui = msgspec.structs.replace(comfyui, manager=_manager(requirements, environments))
     return Lock(
         schema=schema.SCHEMA, comfyui=comfyui, targets=targets, environments=environments, nodes=nodes,
         models=_models(manifest.model, previous, upgrade), settings=manifest.settings_text,
@@ -75,11 +84,22 @@ def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path
     )  # fmt: skip
 
 
+def _manager(requirements: Iterable[str], environments: Iterable[Environment]) -> str:
+    """Return the version of ComfyUI-Manager that ComfyUI's own requirements brought, empty where they name none."""
+    if not any(_MANAGER.match(line) for line in requirements):
+        return ""
+    found = (each.version("comfyui-manager") for each in environments if each.purpose == "comfyui")
+    return next((version for version in found if version), "")
+
+
 def _requested(manifest: Manifest) -> Requested:
     return Requested(
         packages=_ordered(manifest.python.packages),
         constraints=_ordered(manifest.python.constraints),
         jupyter=_ordered(manifest.jupyter.packages),
+        overrides=_ordered(manifest.python.overrides),
+        sdists=_ordered(manifest.python.sdists),
+        manager=manifest.comfyui.manager,
     )
 
 
@@ -88,14 +108,17 @@ def _ordered(lines: Iterable[str]) -> tuple[str, ...]:
 
 
 def _jobs(manifest: Manifest, required: Sequence[str]) -> list[_Job]:
-    """Return two jobs for each profile and architecture, in the order of the profile table."""
+    """Return a job for each profile, architecture and purpose, in the order of the profile table."""
     jobs: list[_Job] = []
-    bounds, jupyter = _ordered(manifest.python.constraints), _ordered(manifest.jupyter.packages)
+    wanted = manifest.python
+    rules = (_ordered(wanted.constraints), _ordered(wanted.overrides), _ordered(wanted.sdists))
+    jupyter, own = _ordered(manifest.jupyter.packages), _ordered(python.own_requirements())
     for profile in _profiles(manifest):
         asked = _ordered((*profile.pins, *required))
         for arch in profile.architectures:
-            jobs.append(_Job(profile.name, "comfyui", arch, profile.python, asked, bounds))
-            jobs.append(_Job(profile.name, "jupyter", arch, profile.python, jupyter, ()))
+            jobs.append(_Job(profile.name, "comfyui", arch, profile.python, asked, *rules))
+            jobs.append(_Job(profile.name, "jupyter", arch, profile.python, jupyter))
+            jobs.append(_Job(profile.name, "comfypod", arch, profile.python, own))
     return jobs
 
 
@@ -115,7 +138,7 @@ def _environments(
             resolved[shared] = _resolve(job, previous, upgrade, console)
     named = _named(resolved)
     targets = [
-        LockedTarget(profile, arch, named[jobs["comfyui"]].name, named[jobs["jupyter"]].name)
+        LockedTarget(profile, arch, **{purpose: named[job].name for purpose, job in jobs.items()})
         for (profile, arch), jobs in chosen.items()
     ]
     by_name = sorted(named.values(), key=lambda environment: environment.name)
@@ -125,12 +148,26 @@ def _environments(
 def _resolve(job: _Job, previous: Lock | None, upgrade: Upgrade, console: Console) -> Environment:
     """Resolve one environment; it carries the profile's name until it is known whether another one is like it."""
     before = _before(job, previous)
-    preferred = {package.name: package.version for package in before if not upgrade.covers(package.name)}
+    build: tuple[Package, ...] = ()
+    if job.sdists:
+        build = python.resolve(
+            _BUILD_PACKAGES, job.constraints, python=job.python, arch=job.arch,
+            preferred=_preferred(before.build if before else (), upgrade), console=console,
+        )  # fmt: skip
     packages = python.resolve(
-        job.requests, job.constraints, python=job.python, arch=job.arch, preferred=preferred, console=console
-    )
-    _refuse_replaced(packages, before, upgrade)
-    return Environment(job.profile, job.purpose, job.arch, job.python, job.requests, packages)
+        job.requests, job.constraints, python=job.python, arch=job.arch,
+        preferred=_preferred(before.packages if before else (), upgrade), console=console,
+        overrides=job.overrides, sdists=job.sdists, build=build,
+    )  # fmt: skip
+    if all(package.sdist is None for package in packages):
+        build = ()
+    if before is not None:
+        _refuse_replaced((*packages, *build), (*before.packages, *before.build), upgrade)
+    return Environment(job.profile, job.purpose, job.arch, job.python, job.requests, packages, build)
+
+
+def _preferred(before: Iterable[Package], upgrade: Upgrade) -> dict[str, str]:
+    return {package.name: package.version for package in before if not upgrade.covers(package.name)}
 
 
 def _named(resolved: dict[_Job, Environment]) -> dict[_Job, Environment]:
@@ -139,33 +176,31 @@ def _named(resolved: dict[_Job, Environment]) -> dict[_Job, Environment]:
     for job, environment in resolved.items():
         alike = [other for other in resolved if (other.purpose, other.arch) == (job.purpose, job.arch)]
         suffix = f"-{environment.name}" if len(alike) > 1 else ""
-        name = f"{job.purpose}-{job.arch}{suffix}"
-        named[job] = Environment(
-            name, environment.purpose, environment.arch, environment.python, environment.requests, environment.packages
-        )
+        named[job] = msgspec.structs.replace(environment, name=f"{job.purpose}-{job.arch}{suffix}")
     return named
 
 
-def _before(job: _Job, previous: Lock | None) -> tuple[Package, ...]:
-    """Return the packages that the earlier lock has for this job, or for the nearest one to it."""
+def _before(job: _Job, previous: Lock | None) -> Environment | None:
+    """Return what the earlier lock has for this job, or for the nearest one to it."""
     if previous is None:
-        return ()
+        return None
     for target in previous.targets:
-        if (target.profile, target.arch) == (job.profile, job.arch):
-            return previous.environment(cast("str", getattr(target, job.purpose))).packages
+        names = {"comfyui": target.comfyui, "jupyter": target.jupyter, "comfypod": target.comfypod}
+        if (target.profile, target.arch) == (job.profile, job.arch) and names[job.purpose]:
+            return previous.environment(names[job.purpose])
     alike = [environment for environment in previous.environments if environment.purpose == job.purpose]
     alike.sort(key=lambda environment: environment.arch != job.arch)
-    return alike[0].packages if alike else ()
+    return alike[0] if alike else None
 
 
 def _refuse_replaced(packages: Iterable[Package], before: Iterable[Package], upgrade: Upgrade) -> None:
-    known = {wheel.file: wheel.sha256 for package in before for wheel in package.wheels}
+    known = {file.file: file.sha256 for package in before for file in package.files}
     for package in packages:
-        for wheel in package.wheels:
-            if known.get(wheel.file, wheel.sha256) != wheel.sha256 and not upgrade.covers(package.name):
+        for file in package.files:
+            if known.get(file.file, file.sha256) != file.sha256 and not upgrade.covers(package.name):
                 raise IntegrityError(
-                    f"the package index has other bytes for {wheel.file} than the lock: sha256 {wheel.sha256}",
-                    "a published wheel never changes: find out why; `comfypod lock --upgrade "
+                    f"the package index has other bytes for {file.file} than the lock: sha256 {file.sha256}",
+                    "a published file never changes: find out why; `comfypod lock --upgrade "
                     f"{package.name}` takes the new one",
                 )
 
@@ -190,5 +225,11 @@ def _model(wanted: Model, known: LockedModel | None) -> LockedModel:
             f'write `sha256 = "..."` and `size = ...` (bytes) into the [[model]] named "{wanted.name}"',
         )
     return LockedModel(
-        name=wanted.name, url=wanted.url, folder=wanted.folder, file=wanted.filename, sha256=sha256, size=size
+        name=wanted.name,
+        url=wanted.url,
+        folder=wanted.folder,
+        file=wanted.filename,
+        sha256=sha256,
+        size=size,
+        bake=wanted.bake,
     )

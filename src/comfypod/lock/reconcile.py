@@ -52,6 +52,12 @@ def _comfyui(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
         yield Drift("ComfyUI", manifest.comfyui.version, lock.comfyui.version)
     elif (manifest.comfyui.source or default_sources(manifest.comfyui.version)) != lock.comfyui.sources:
         yield Drift("ComfyUI's sources", "others", "those of an earlier manifest")
+    if manifest.comfyui.manager != lock.requested.manager:
+        yield Drift("comfyui.manager", _truth(manifest.comfyui.manager), _truth(lock.requested.manager))
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _targets(manifest: Manifest, profiles: Mapping[str, Profile], lock: Lock) -> Iterator[Drift]:
@@ -84,6 +90,8 @@ def _python(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
     for item, wanted, locked in (
         ("python.packages", manifest.python.packages, lock.requested.packages),
         ("python.constraints", manifest.python.constraints, lock.requested.constraints),
+        ("python.overrides", manifest.python.overrides, lock.requested.overrides),
+        ("python.sdists", manifest.python.sdists, lock.requested.sdists),
         ("jupyter.packages", manifest.jupyter.packages, lock.requested.jupyter),
     ):
         if set(wanted) != set(locked):
@@ -95,8 +103,8 @@ def _listed(names: set[str]) -> str:
 
 
 def _nodes(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
-    wanted = {node.name: f"{node.git} at {node.ref}" for node in manifest.node}
-    locked = {node.name: f"{node.url} at {node.ref}" for node in lock.nodes}
+    wanted = {node.name: node.path or f"{node.git} at {node.ref}" for node in manifest.node}
+    locked = {node.name: node.path or f"{node.url} at {node.ref}" for node in lock.nodes}
     for name in sorted(wanted.keys() | locked.keys()):
         if wanted.get(name) != locked.get(name):
             yield Drift(f"node {name}", wanted.get(name, _ABSENT), locked.get(name, _ABSENT))
@@ -127,6 +135,7 @@ def _model(wanted: Model, locked: LockedModel) -> Iterator[Drift]:
         ("place", f"{wanted.folder}/{wanted.filename}", f"{locked.folder}/{locked.file}"),
         ("sha256", wanted.sha256 or locked.sha256, locked.sha256),
         ("size", wanted.size or locked.size, locked.size),
+        ("bake", _truth(wanted.bake), _truth(locked.bake)),
     ):
         if ours != theirs:
             yield Drift(f"model {wanted.name}, {item}", str(ours), str(theirs))

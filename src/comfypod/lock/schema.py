@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from comfypod.errors import LockError
-from comfypod.manifest.values import Arch, Commit, SafeName, SafePath, Sha256, Source, TreeDigest
+from comfypod.manifest.values import (
+    Arch,
+    GitSource,
+    PathSource,
+    SafeName,
+    SafePath,
+    Sha256,
+    Source,
+    TreeDigest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SCHEMA = 1
-Purpose = Literal["comfyui", "jupyter"]
+Purpose = Literal["comfyui", "jupyter", "comfypod"]
 
 
 class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -19,13 +31,17 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class LockedComfyUI(_Frozen, frozen=True):
-    """One ComfyUI: its version, what its tree must digest to, and where it may come from (tried in order)."""
+    """One ComfyUI: its version, what its tree must digest to, and where it may come from (tried in order).
+
+    `manager` is the version of ComfyUI-Manager in its environment, empty where there is none.
+    """
 
     version: str
     digest: TreeDigest
     files: int
     bytes: int
     sources: tuple[Source, ...]
+    manager: str = ""
 
 
 class Wheel(_Frozen, frozen=True):
@@ -36,23 +52,38 @@ class Wheel(_Frozen, frozen=True):
     size: int
 
 
+class SourceFile(_Frozen, frozen=True):
+    """One source distribution; `size` in bytes."""
+
+    file: SafeName
+    sha256: Sha256
+    size: int
+
+
 class Package(_Frozen, frozen=True):
-    """One Python package and the wheels of it that fit the environment."""
+    """One Python package: the wheels of it that fit the environment, or what a wheel is built from."""
 
     name: str
     version: str
-    wheels: Annotated[tuple[Wheel, ...], msgspec.Meta(min_length=1)]
+    wheels: tuple[Wheel, ...] = ()
+    sdist: SourceFile | None = None
+
+    @property
+    def files(self) -> tuple[Wheel | SourceFile, ...]:
+        """Every file that may be fetched for it."""
+        return self.wheels if self.sdist is None else (*self.wheels, self.sdist)
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of the largest wheel that may be chosen."""
-        return max(wheel.size for wheel in self.wheels)
+        """Bytes of the largest file that may be chosen."""
+        return max((file.size for file in self.files), default=0)
 
 
 class Environment(_Frozen, frozen=True):
     """A resolved set of packages for one architecture and Python version.
 
-    `requests` is what was asked for; profiles that ask for the same share one environment.
+    `requests` is what was asked for; profiles that ask for the same share one environment. `build` is what builds its
+    source distributions, and empty where it has none.
     """
 
     name: str
@@ -61,48 +92,67 @@ class Environment(_Frozen, frozen=True):
     python: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+\.[0-9]+\Z")]
     requests: tuple[str, ...]
     packages: tuple[Package, ...]
+    build: tuple[Package, ...] = ()
 
     @property
     def key(self) -> str:
-        """Digest of what would be installed: 64 hex digits, whatever the environment is called."""
-        lines = [f"python {self.python} {self.arch}"]
-        for package in self.packages:
-            digests = " ".join(sorted(wheel.sha256 for wheel in package.wheels))
-            lines.append(f"{package.name}=={package.version} {digests}")
+        """Digest of what would be installed and built with: 64 hex digits, whatever the environment is called."""
+        lines = [f"python {self.python} {self.arch}", *map(_key_line, self.packages)]
+        if self.build:
+            lines += ["built with", *map(_key_line, self.build)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def download_bytes(self) -> int:
         """Bytes to download when nothing is cached."""
-        return sum(package.download_bytes for package in self.packages)
+        return sum(package.download_bytes for package in (*self.packages, *self.build))
 
     def version(self, name: str) -> str | None:
         """Return the locked version of a package, None where it is not part of this environment."""
         return next((package.version for package in self.packages if package.name == name), None)
 
 
+def _key_line(package: Package) -> str:
+    line = f"{package.name}=={package.version} {' '.join(sorted(wheel.sha256 for wheel in package.wheels))}"
+    return line if package.sdist is None else f"{line} sdist {package.sdist.sha256}"
+
+
 class LockedTarget(_Frozen, frozen=True):
-    """What one profile uses on one architecture, by the names of environments."""
+    """What one profile uses on one architecture, by the names of environments.
+
+    `comfypod` is the environment of comfypod itself in an image, empty in a lock that is older than it.
+    """
 
     profile: str
     arch: Arch
     comfyui: str
     jupyter: str
+    comfypod: str = ""
 
 
 class LockedNode(_Frozen, frozen=True):
-    """A custom node: the reference asked for and the commit and contents it meant when locked."""
+    """A custom node: the reference asked for and the commit and contents it meant when locked, or a folder.
+
+    For a folder, `path` is as the manifest has it, and `url`, `ref` and `commit` are empty. A commit is a digest of its
+    contents by itself, which Git checks as it fetches them; `digest` may then be empty until a lock is made anew.
+    """
 
     name: SafeName
     url: str
     ref: str
-    commit: Commit
-    digest: TreeDigest
+    commit: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{40}|[0-9a-f]{64})?\Z")]
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A(sha256:[0-9a-f]{64})?\Z")]
     requirements: tuple[str, ...] = ()
+    path: str = ""
+
+    @property
+    def source(self) -> GitSource | PathSource:
+        """Where its contents come from."""
+        return PathSource(self.path) if self.path else GitSource(self.url, self.commit)
 
 
 class LockedModel(_Frozen, frozen=True):
-    """A model file: `folder` below `models/`, `size` in bytes."""
+    """A model file: `folder` below `models/`, `size` in bytes; `bake` puts it into images."""
 
     name: str
     url: str
@@ -110,14 +160,21 @@ class LockedModel(_Frozen, frozen=True):
     file: SafeName
     sha256: Sha256
     size: int
+    bake: bool = False
 
 
 class Requested(_Frozen, frozen=True):
-    """What the manifest itself asked of Python, kept so that drift is seen without a network."""
+    """What the manifest itself asked of Python, kept so that drift is seen without a network.
+
+    `manager` is whether ComfyUI-Manager was wanted, had ComfyUI's tree named one.
+    """
 
     packages: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     jupyter: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    sdists: tuple[str, ...] = ()
+    manager: bool = True
 
 
 class Lock(_Frozen, frozen=True):
@@ -170,8 +227,26 @@ def decode(data: bytes, where: str) -> Lock:
         raise LockError(f"{where} is not a lock: {error}", hint) from error
     if lock.schema != SCHEMA:
         raise LockError(f"{where} has schema {lock.schema}, this comfypod reads {SCHEMA}", hint)
+    for misfit in _misfits(lock):
+        raise LockError(f"{where}: {misfit}", hint)
+    return lock
+
+
+def _misfits(lock: Lock) -> Iterator[str]:
+    """Yield what types alone do not rule out: names of nothing, and items that nothing pins."""
     names = {environment.name for environment in lock.environments}
     for target in lock.targets:
-        if missing := {target.comfyui, target.jupyter} - names:
-            raise LockError(f"{where}: profile {target.profile} names the unknown environment {missing.pop()!r}", hint)
-    return lock
+        for name in (target.comfyui, target.jupyter, *filter(None, (target.comfypod,))):
+            if name not in names:
+                yield f"profile {target.profile} names the unknown environment {name!r}"
+    for environment in lock.environments:
+        for package in (*environment.packages, *environment.build):
+            if not package.files:
+                yield f"{package.name} in {environment.name} has neither a wheel nor a source distribution"
+        if not environment.build and any(package.sdist is not None for package in environment.packages):
+            yield f"{environment.name} has source distributions and nothing that builds them"
+    for node in lock.nodes:
+        if bool(node.commit) == bool(node.path):
+            yield f"node {node.name} has " + ("a commit and a folder" if node.path else "neither a commit nor a folder")
+        elif node.path and not node.digest:
+            yield f"node {node.name} is a folder without a digest"

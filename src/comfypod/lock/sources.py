@@ -200,20 +200,21 @@ class _Listing(msgspec.Struct):
 
 def _find_sdist(source: SdistSource, index: str) -> tuple[str, int | None]:
     """Return address and size of a source distribution by the index's JSON (PEP 691)."""
-    page = f"{index}/{_normal(source.package)}/"
+    page = f"{index}/{normal(source.package)}/"
     try:
         listing = msgspec.convert(fetch.get_json(page, _INDEX_JSON), _Listing)
     except msgspec.ValidationError as error:
         raise SourceError(f"{page} is not a list of files: {error}") from error
-    wanted = _normal(f"{source.package}-{source.version}")
+    wanted = normal(f"{source.package}-{source.version}")
     for listed in listing.files:
         stem = next((listed.filename.removesuffix(end) for end in _SDIST_SUFFIXES if listed.filename.endswith(end)), "")
-        if _normal(stem) == wanted:
+        if normal(stem) == wanted:
             return urljoin(page, listed.url), listed.size
     raise SourceError(f"{page} lists no source distribution of version {source.version}")
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """Return a package's name as indices compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

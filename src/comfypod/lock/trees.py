@@ -10,7 +10,7 @@ from comfypod import git
 from comfypod.errors import LockError, SourceError
 from comfypod.lock.schema import LockedComfyUI, LockedNode
 from comfypod.lock.sources import default_sources, obtain
-from comfypod.manifest.values import GitSource
+from comfypod.manifest.values import GitSource, PathSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comfypod.log import Console
     from comfypod.manifest.schema import ComfyUI, Node
 
+_MANAGER_FILE = "manager_requirements.txt"
 _VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 
 
@@ -34,6 +35,8 @@ class Site:
 
 def lock_comfyui(wanted: ComfyUI, digest: str | None, site: Site) -> tuple[LockedComfyUI, tuple[str, ...]]:
     """Fetch ComfyUI and return it locked, with its requirements; `digest` is what an earlier lock says it must be.
+
+    What its tree asks for ComfyUI-Manager is among the requirements where the manager is wanted.
 
     Raises:
         SourceError: no source answered.
@@ -55,7 +58,10 @@ def lock_comfyui(wanted: ComfyUI, digest: str | None, site: Site) -> tuple[Locke
     locked = LockedComfyUI(
         version=wanted.version, digest=got.facts.digest, files=got.facts.files, bytes=got.facts.bytes, sources=sources
     )
-    return locked, _requirements(tree, "ComfyUI", site.console)
+    requirements = _requirements(tree, "ComfyUI", site.console)
+    if wanted.manager:
+        requirements += _requirements(tree, "ComfyUI", site.console, _MANAGER_FILE)
+    return locked, requirements
 
 
 def _tree_version(tree: Path) -> str | None:
@@ -67,45 +73,50 @@ def _tree_version(tree: Path) -> str | None:
 
 
 def lock_node(wanted: Node, previous: LockedNode | None, site: Site) -> LockedNode:
-    """Fetch a node and return it locked; its commit stays as in `previous` when address and reference do.
+    """Fetch or copy a node and return it locked; its commit stays as in `previous` when address and reference do.
 
     Raises:
-        SourceError: the repository is not reachable or has no such reference.
-        IntegrityError: the commit has other contents than before.
+        SourceError: the repository is not reachable or has no such reference, or there is no such folder.
+        IntegrityError: the commit or the folder has other contents than before.
         LockError: its requirements cannot be locked.
     """
-    same = previous is not None and (previous.url, previous.ref) == (wanted.git, wanted.ref)
+    url, ref, path = wanted.git or "", wanted.ref or "", wanted.path or ""
+    same = previous is not None and (previous.url, previous.ref, previous.path) == (url, ref, path)
     kept = previous if same else None
     site.console.line(f"node {wanted.name}")
-    try:
-        commit = kept.commit if kept else git.resolve(wanted.git, wanted.ref)
-    except SourceError as error:
-        raise SourceError(f"node {wanted.name}: {error.message}", error.hint) from error
+    commit = "" if path else kept.commit if kept else _commit(wanted.name, url, ref)
     tree = site.scratch / f"node-{wanted.name}"
     got = obtain(
-        (GitSource(wanted.git, commit),), tree, digest=kept.digest if kept else None,
+        (PathSource(path) if path else GitSource(url, commit),), tree, digest=(kept.digest or None) if kept else None,
         base=site.base, scratch=site.scratch, index=site.index, console=site.console,
     )  # fmt: skip
     requirements = _requirements(tree, f"node {wanted.name}", site.console)
     return LockedNode(
-        name=wanted.name, url=wanted.git, ref=wanted.ref, commit=commit, digest=got.facts.digest,
-        requirements=requirements,
+        name=wanted.name, url=url, ref=ref, commit=commit, digest=got.facts.digest, requirements=requirements,
+        path=path,
     )  # fmt: skip
 
 
-def _requirements(tree: Path, owner: str, console: Console) -> tuple[str, ...]:
-    path = tree / "requirements.txt"
+def _commit(name: str, url: str, ref: str) -> str:
+    try:
+        return git.resolve(url, ref)
+    except SourceError as error:
+        raise SourceError(f"node {name}: {error.message}", error.hint) from error
+
+
+def _requirements(tree: Path, owner: str, console: Console, name: str = "requirements.txt") -> tuple[str, ...]:
+    path = tree / name
     if not path.is_file():
         return ()
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise LockError(f"{owner}: its requirements.txt cannot be read: {error}", "mend it, or leave it out") from error
-    return tuple(requirement_lines(text, owner, console))
+        raise LockError(f"{owner}: its {name} cannot be read: {error}", "mend it, or leave it out") from error
+    return tuple(requirement_lines(text, owner, console, name))
 
 
-def requirement_lines(text: str, owner: str, console: Console) -> Iterator[str]:
-    """Yield the requirements of a requirements.txt without comments, options and hashes.
+def requirement_lines(text: str, owner: str, console: Console, name: str = "requirements.txt") -> Iterator[str]:
+    """Yield the requirements of a requirements.txt without comments, options and hashes; `name` is for messages.
 
     Raises:
         LockError: it refers to another file or an editable folder.
@@ -114,10 +125,10 @@ def requirement_lines(text: str, owner: str, console: Console) -> Iterator[str]:
         entry = re.sub(r"(^|\s)#.*", "", line).strip()
         if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b", entry):
             raise LockError(
-                f"{owner}: {entry!r} in its requirements.txt cannot be locked",
+                f"{owner}: {entry!r} in its {name} cannot be locked",
                 "leave the node out, or write what it needs into [python] packages and take a mended fork",
             )
         if entry.startswith("-"):
-            console.line(f"  {owner}: the option {entry!r} in its requirements.txt is left out")
+            console.line(f"  {owner}: the option {entry!r} in its {name} is left out")
         elif entry:
             yield re.split(r"\s--", entry)[0].strip()

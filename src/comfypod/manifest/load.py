@@ -160,6 +160,7 @@ def _check_meaning(body: dict[str, Any]) -> Iterator[Finding]:
     yield from _check_profiles(body.get("profiles"))
     for table in ("node", "model"):
         yield from _duplicates(table, [(index, row.get("name")) for index, row in _rows(body, table)], f"{table} name")
+    yield from _check_nodes(_rows(body, "node"))
     yield from _check_models(_rows(body, "model"))
     yield from _check_settings(body.get("settings"))
 
@@ -184,6 +185,19 @@ def _check_settings(table: Any) -> Iterator[Finding]:
             as_text(name, value)
         except UsageError as error:
             yield ("settings", name), error.message, error.hint
+
+
+def _check_nodes(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
+    for index, row in rows:
+        if "path" not in row and "git" not in row:
+            yield ("node", index), "it says neither `git` nor `path`", "write `git` and `ref`, or `path` for a folder"
+        elif "path" in row:
+            for key in ("git", "ref"):
+                if key in row:
+                    yield ("node", index, key), "it stands beside `path`", "a node has `git` and `ref`, or `path`"
+            continue
+        elif "ref" not in row:
+            yield ("node", index, "git"), "the key 'ref' is missing", "write the commit, the tag or the branch to lock"
 
 
 def _check_models(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:

@@ -15,6 +15,9 @@ Version = Annotated[
 Requirement = Annotated[
     str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\r\n]*\Z", description='a requirement such as "numpy>=2"')
 ]
+PackageName = Annotated[
+    str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z", description="the name of a package")
+]
 WebAddress = Annotated[
     str, msgspec.Meta(pattern=r"\Ahttps?://[^\s/]+/\S*\Z", description="an https:// or http:// address")
 ]
@@ -31,6 +34,12 @@ Reference = Annotated[
         pattern=r"\A(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*\Z", description="the name of a commit, a tag or a branch"
     ),
 ]
+Folder = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A[^\x00-\x1f\x7f]+\Z", description="a folder; a relative one is below the manifest's folder"
+    ),
+]
 Bytes = Annotated[int, msgspec.Meta(gt=0, description="a count of bytes above 0")]
 
 
@@ -39,17 +48,26 @@ class _Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 
 class ComfyUI(_Written, frozen=True):
-    """Which ComfyUI; with no source given, the known ones of that version are tried."""
+    """Which ComfyUI; with no source given, the known ones of that version are tried.
+
+    `manager` takes the ComfyUI-Manager that its tree names, where it names one.
+    """
 
     version: Version
     source: tuple[Source, ...] = ()
+    manager: bool = True
 
 
 class Python(_Written, frozen=True):
-    """Requirements beside those of ComfyUI and of the nodes, and bounds on any of them."""
+    """Requirements beside those of ComfyUI and of the nodes, and bounds on any of them.
+
+    `overrides` replace what any package asks for; `sdists` may be built from their source distributions.
+    """
 
     packages: tuple[Requirement, ...] = ()
     constraints: tuple[Requirement, ...] = ()
+    overrides: tuple[Requirement, ...] = ()
+    sdists: tuple[PackageName, ...] = ()
 
 
 class Jupyter(_Written, frozen=True):
@@ -59,15 +77,19 @@ class Jupyter(_Written, frozen=True):
 
 
 class Node(_Written, frozen=True):
-    """A custom node: the folder's name, a repository, and a commit, tag or branch of it."""
+    """A custom node: the folder's name, and a repository with a commit, tag or branch of it, or a local folder."""
 
     name: SafeName
-    git: GitAddress
-    ref: Reference
+    git: GitAddress | None = None
+    ref: Reference | None = None
+    path: Folder | None = None
 
 
 class Model(_Written, frozen=True):
-    """A model file; `folder` is below `models/`, `file` is the last part of the address when not given."""
+    """A model file; `folder` is below `models/`, `file` is the last part of the address when not given.
+
+    `bake` puts it into images.
+    """
 
     name: SafeName
     url: WebAddress
@@ -75,6 +97,7 @@ class Model(_Written, frozen=True):
     file: SafeName | None = None
     sha256: Sha256 | None = None
     size: Bytes | None = None
+    bake: bool = False
 
     @property
     def filename(self) -> str:

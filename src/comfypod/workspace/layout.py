@@ -53,6 +53,16 @@ class Layout:
         return self.records / "jupyter.json"
 
     @property
+    def home(self) -> Path:
+        """A home for a user that has none, mode 0700."""
+        return self.records / "home"
+
+    @property
+    def extra_paths(self) -> Path:
+        """Where ComfyUI finds the nodes and models of the image."""
+        return self.records / "extra_model_paths.yaml"
+
+    @property
     def run_record(self) -> Path:
         """The boot that runs now: pid, addresses, children."""
         return self.records / "run.json"

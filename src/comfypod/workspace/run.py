@@ -7,14 +7,12 @@ import os
 import signal
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from comfypod import proc
 from comfypod.errors import BusyError
 from comfypod.files import write_atomic
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MARK = "COMFYPOD_POD"
 _ORPHAN_SECONDS = 5.0
@@ -22,14 +20,20 @@ _ORPHAN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """A boot process, named for good by pid and start time."""
+    """A boot process, named for good by pid and start time within its pid namespace (empty when not known)."""
 
     pid: int
     started: int
+    namespace: str = ""
+
+    @property
+    def here(self) -> bool:
+        """Whether its pid means anything to us: a container and its host share a workspace, but not their pids."""
+        return not self.namespace or self.namespace == _namespace()
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Whether this very process still runs; only to be asked when it is `here`."""
         return proc.start_ticks(self.pid) == self.started
 
 
@@ -41,9 +45,16 @@ class RunRecord:
     control: str
 
 
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
 def this_process() -> Boot:
     """Name the calling process."""
-    return Boot(os.getpid(), proc.start_ticks(os.getpid()) or 0)
+    return Boot(os.getpid(), proc.start_ticks(os.getpid()) or 0, _namespace())
 
 
 def write(path: Path, record: RunRecord) -> None:
@@ -57,22 +68,41 @@ def read(path: Path) -> RunRecord | None:
         body: Any = json.loads(path.read_bytes())
         pid, started = body["boot"]["pid"], body["boot"]["started"]
         if type(pid) is int and pid > 1 and type(started) is int and started > 0:
-            return RunRecord(Boot(pid, started), str(body["control"]))
+            boot = Boot(pid, started, str(body["boot"].get("namespace", "")))
+            return RunRecord(boot, str(body["control"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 
 
 def running(path: Path) -> RunRecord | None:
-    """Return the record of a boot that is alive, None otherwise."""
+    """Return the record of a boot that runs, None otherwise.
+
+    One of another container is believed when its control plane answers here; within five seconds.
+    """
     record = read(path)
-    return record if record is not None and record.boot.alive else None
+    if record is None:
+        return None
+    return record if (record.boot.alive if record.boot.here else _answers(record)) else None
+
+
+def _answers(record: RunRecord) -> bool:
+    from comfypod import control
+
+    found = (control.status(record.control) or {}).get("boot")
+    named = (record.boot.pid, record.boot.namespace)
+    return isinstance(found, dict) and (found.get("pid"), found.get("namespace")) == named
 
 
 def in_use(workspace: Path, record_path: Path) -> BusyError:
     """Return the error that says who holds a workspace."""
-    record = running(record_path)
-    holder = f" by the pod with pid {record.boot.pid}" if record is not None else ""
+    record = read(record_path)
+    if record is not None and not record.boot.here:
+        return BusyError(
+            f"the workspace {workspace} is in use by a pod in another container",
+            "stop that container, or choose another workspace",
+        )
+    holder = f" by the pod with pid {record.boot.pid}" if record is not None and record.boot.alive else ""
     return BusyError(
         f"the workspace {workspace} is in use{holder}",
         "`comfypod status` shows it, `comfypod down` stops it; or choose another --workspace",

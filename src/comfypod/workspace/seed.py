@@ -28,8 +28,8 @@ _SLACK = 16 << 20
 class Seeded:
     """Where ComfyUI's core and the user's folders are, and how that came to be.
 
-    `kept`: the volume holds this release. `other`: it holds another release, or a ComfyUI that comfypod did not make;
-    then the core runs from the image over the user's folders, and nothing that is there is changed.
+    `kept`: the volume holds this release. `other`: it holds another release, a ComfyUI that comfypod did not make, or
+    only folders of the user's; then the core runs from the image over them, and nothing that is there is changed.
     """
 
     action: Literal["seeded", "kept", "other"]
@@ -73,7 +73,8 @@ def seed(layout: Layout, pod: PodFile, pristine: Path, advance: Callable[[int], 
 def _stage_and_switch(layout: Layout, pod: PodFile, pristine: Path, advance: Callable[[int], None]) -> int:
     layout.staging.mkdir()
     staged = layout.staging / layout.comfyui.name
-    copied = files.copy_tree(pristine, staged, advance)
+    baked = {f"custom_nodes/{node.name}" for node in pod.nodes}
+    copied = files.copy_tree(pristine, staged, advance, without=baked)
     mark = json.dumps({"release": pod.release, "digest": pod.comfyui_digest}) + "\n"
     files.write_atomic(staged / layout.release_mark.name, mark.encode(), durable=False)
     files.sync_filesystem(staged)

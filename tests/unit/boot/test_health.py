@@ -19,7 +19,7 @@ POD = PodFile(
 )  # fmt: skip
 STATUS = {
     "phase": str, "ready": bool, "reasons": list, "stages": list, "services": list, "comfyui": dict,
-    "workspace": dict, "environment": dict, "nodes": list, "models": list, "problems": list,
+    "identity": dict, "workspace": dict, "environment": dict, "nodes": list, "models": list, "problems": list,
 }  # fmt: skip
 
 

@@ -80,6 +80,16 @@ def test_a_core_from_elsewhere_runs_over_the_folders_of_the_volume() -> None:
     assert "--base-directory" not in comfyui(POD, settings_of(), KEPT, {}).argv
 
 
+def test_the_cpu_is_asked_for_once_and_the_images_own_folders_are_named() -> None:
+    gpu_pod = replace(POD, comfyui_args=())
+    assert "--cpu" not in comfyui(gpu_pod, settings_of(), KEPT, {}).argv
+    assert comfyui(gpu_pod, settings_of(), KEPT, {}, cpu=True).argv.count("--cpu") == 1
+    assert comfyui(POD, settings_of(), KEPT, {}, cpu=True).argv.count("--cpu") == 1
+    argv = comfyui(POD, settings_of(), KEPT, {}, extra_paths=Path("/w/extra.yaml")).safe_argv
+    assert argv[argv.index("--extra-model-paths-config") + 1] == "/w/extra.yaml"
+    assert argv[-1] == SAFE_MODE_ARGUMENT
+
+
 def test_safe_mode_that_was_asked_for_is_not_tried_twice() -> None:
     service = comfyui(POD, settings_of(safe_mode="on"), KEPT, {})
     assert service.argv == service.safe_argv
@@ -141,6 +151,16 @@ def test_jupyterlab_says_yes_to_remote_access_and_root_only_where_needed(tmp_pat
     assert "--ServerApp.ip=0.0.0.0" in far.argv
     assert ("--allow-root" in near.argv) is (os.geteuid() == 0)
     assert "--ServerApp.port_retries=0" in near.argv
+
+
+def test_jupyterlab_may_answer_where_comfyui_does_not(tmp_path: Path) -> None:
+    service = lab_of(tmp_path, jupyter_listen="0.0.0.0")
+    assert "--ServerApp.ip=0.0.0.0" in service.argv
+    assert "--ServerApp.allow_remote_access=True" in service.argv
+    assert service.host == "127.0.0.1"
+    assert service.env["JUPYTER_TOKEN"] == TOKEN
+    argv = comfyui(POD, settings_of(jupyter_listen="0.0.0.0"), KEPT, {}).argv
+    assert argv[argv.index("--listen") + 1] == "127.0.0.1"
 
 
 def test_there_is_no_jupyterlab_where_it_is_off_or_not_installed(tmp_path: Path) -> None:

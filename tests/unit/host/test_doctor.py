@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from comfypod import gpu
 from comfypod.errors import UsageError
-from comfypod.host import doctor, gpu
+from comfypod.host import doctor
 from comfypod.host.prepare import prepare
 from comfypod.log import Console
 from comfypod.manifest.profiles import profile

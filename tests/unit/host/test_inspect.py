@@ -66,6 +66,7 @@ def test_a_pod_that_is_not_ready_is_a_partial_result_with_its_reasons(
     result = show(site, layout, snapshot(tmp_path))
     assert (result.status, result.exit_code) == ("partial", 0)
     assert "because stage workspace runs: copied 2 MB" in result.text
+    assert f"identity    {os.geteuid()}:{os.getegid()}, the user that started it" in result.text
     assert json.loads(result.envelope())["data"]["phase"] == "preparing"
 
 

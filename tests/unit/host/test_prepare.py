@@ -12,14 +12,14 @@ import msgspec
 import pytest
 
 from comfypod import proc
-from comfypod.errors import HostError, InstallError, IntegrityError, LockError, SourceError
-from comfypod.host.environment import requirements
+from comfypod.errors import HostError, InstallError, IntegrityError, SourceError
 from comfypod.host.prepare import missing, needs, prepare
-from comfypod.lock.schema import Environment, Lock, Package, encode
+from comfypod.lock.schema import Lock, Package, encode
 from comfypod.log import Console
 from comfypod.manifest.profiles import profile
 from comfypod.manifest.values import GitSource
 from comfypod.podfile import PodFile
+from tests.kit.repos import make_repository
 from tests.unit.host import tiny
 
 if TYPE_CHECKING:
@@ -188,14 +188,24 @@ def test_a_source_file_that_does_not_compile_is_counted(tmp_path: Path, wheels: 
     assert "no bytecode for 1 files, the first: " in out.getvalue()
 
 
-def test_a_name_that_would_be_an_option_of_uv_is_refused(tmp_path: Path, wheels: Path) -> None:
-    good = tiny.wheel(wheels, "good")
-    for bad in ({"name": "good\n--index-url=http://host.invalid"}, {"version": "1.0 # "}, {"name": "-r"}):
-        environment = Environment(
-            "e", "comfyui", "x86_64", "3.11", (), (msgspec.structs.replace(good, **bad),)
-        )  # fmt: skip
-        with pytest.raises(LockError, match="the lock names the package"):
-            requirements(environment)
+def test_the_manager_is_switched_on_where_the_lock_has_one(tmp_path: Path, wheels: Path) -> None:
+    lock = _lock(tmp_path, wheels)
+    managed = msgspec.structs.replace(lock, comfyui=msgspec.structs.replace(lock.comfyui, manager="4.0"))
+    assert _prepare(managed, tmp_path / "data").comfyui_args == ("--cpu", "--enable-manager")
+
+
+def test_a_mirror_on_this_machine_serves_offline_too(
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = _lock(tmp_path, wheels)
+    files = {
+        str(path.relative_to(tmp_path / "source")): path.read_text() for path in (tmp_path / "source").rglob("*.py")
+    }
+    make_repository(tmp_path / "mirror" / "x.git", files, tag="v1")
+    away = msgspec.structs.replace(lock.comfyui, sources=(GitSource("https://host.invalid/x.git", "v1"),))
+    monkeypatch.setenv("COMFYPOD_GIT_MIRRORS", f"https://host.invalid/=file://{tmp_path}/mirror/")
+    pod = _prepare(msgspec.structs.replace(lock, comfyui=away), tmp_path / "data", offline=True)
+    assert pod.comfyui_digest == lock.comfyui.digest
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from comfypod import proc
-from comfypod.errors import NotRunningError
+from comfypod import podfile, proc
+from comfypod.errors import HostError, NotRunningError
 from comfypod.host import running
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
+from tests.kit import standin
 from tests.kit.web import Answer, serve
 
 if TYPE_CHECKING:
@@ -44,3 +45,27 @@ def test_a_pod_without_a_record_is_found_where_it_would_answer(tmp_path: Path, m
             else:
                 with pytest.raises(NotRunningError):
                     running.find(Layout(tmp_path))
+
+
+def test_a_pod_in_a_container_can_be_asked_and_is_no_process_of_ours(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.records.mkdir()
+    with serve() as site:
+        record = run.RunRecord(run.Boot(7, 7, "pid:[1]"), site.url)
+        run.write(layout.run_record, record)
+        site.answers["/status"] = Answer(json.dumps({"boot": {"pid": 7, "namespace": "pid:[1]"}}).encode())
+        assert running.find(layout, elsewhere=True) == record
+        with pytest.raises(HostError, match="runs in a container") as caught:
+            running.find(layout)
+        assert "docker stop" in caught.value.hint
+
+
+def test_in_an_image_its_own_settings_say_where_the_pod_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as site:
+        port = site.url.rpartition(":")[2]
+        monkeypatch.setattr(podfile, "IN_IMAGE", standin.pod_file(tmp_path, tmp_path, control_port=port))
+        body = {"boot": {"pid": os.getpid()}, "settings": {"workspace": {"value": str(tmp_path)}}}
+        site.answers["/status"] = Answer(json.dumps(body).encode())
+        assert running.find(Layout(tmp_path)).control == site.url

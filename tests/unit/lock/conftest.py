@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod.log import Console
-from tests.kit.lockable import TORCH
+from tests.kit.lockable import OWN, TORCH
 from tests.kit.web import Site, serve
 from tests.kit.wheels import build_wheel, only_these
 
@@ -28,9 +28,9 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all the packages there are: stand-ins for torch, a JupyterLab, and two versions of `lib`."""
+    """A folder that is all the packages there are: stand-ins for torch and for what comfypod needs, two of `lib`."""
     folder = tmp_path / "wheels"
-    for name, version in (*TORCH, ("torch", "2.99.0"), ("jupyterlab", "4.0"), ("lib", "1.0"), ("lib", "2.0")):
+    for name, version in (*TORCH, ("torch", "2.99.0"), ("jupyterlab", "4.0"), ("lib", "1.0"), ("lib", "2.0"), *OWN):
         build_wheel(folder, name, version)
     for name, value in only_these(folder).items():
         monkeypatch.setenv(name, value)

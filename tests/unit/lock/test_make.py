@@ -10,11 +10,13 @@ from comfypod.lock import schema
 from comfypod.lock.make import Upgrade, make
 from comfypod.lock.trees import requirement_lines
 from comfypod.log import Console
+from comfypod.manifest.load import parse
 from comfypod.manifest.profiles import load_profiles
-from tests.kit.lockable import manifest, node, write_comfyui
-from tests.kit.repos import make_repository
+from comfypod.manifest.values import PathSource
+from tests.kit.lockable import OWN, manifest, manifest_text, node, write_comfyui, write_manager
+from tests.kit.repos import make_repository, write_tree
 from tests.kit.web import Answer, Site
-from tests.kit.wheels import build_wheel
+from tests.kit.wheels import build_builder, build_sdist, build_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +52,8 @@ def test_making_a_lock_twice_gives_the_same_bytes(base: Path) -> None:
 def test_profiles_that_ask_for_the_same_share_an_environment(base: Path) -> None:
     lock = locked(base, manifest(profiles='"5090", "cpu", "4090"'))
     assert [environment.name for environment in lock.environments] == [
-        "comfyui-aarch64", "comfyui-x86_64", "jupyter-aarch64", "jupyter-x86_64",
+        "comfypod-aarch64", "comfypod-x86_64", "comfyui-aarch64", "comfyui-x86_64", "jupyter-aarch64",
+        "jupyter-x86_64",
     ]  # fmt: skip
     assert [(target.profile, target.arch, target.comfyui) for target in lock.targets] == [
         ("4090", "x86_64", "comfyui-x86_64"), ("5090", "x86_64", "comfyui-x86_64"),
@@ -183,3 +186,133 @@ def test_h2_a_model_without_a_digest_is_refused_with_what_to_write(base: Path, s
     assert 'sha256 = "..."' in caught.value.hint
     lock = locked(base, manifest(more=model(f"{site.url}/m.bin", f'sha256 = "{"b" * 64}"\n')))
     assert (lock.models[0].sha256, lock.models[0].size) == ("b" * 64, 3)
+
+
+def test_a_model_that_is_to_be_baked_is_locked_so(base: Path) -> None:
+    told = f'sha256 = "{"b" * 64}"\nsize = 3\n'
+    assert [locked(base, manifest(more=model("http://127.0.0.1:9/m.bin", told + more))).models[0].bake for more in (
+        "", "bake = true\n", "bake = false\n",
+    )] == [False, True, False]  # fmt: skip
+
+
+def test_comfypod_itself_is_locked_for_every_target(base: Path) -> None:
+    lock = locked(base, manifest(profiles='"4090", "cpu"'))
+    assert {(target.profile, target.arch): target.comfypod for target in lock.targets} == {
+        ("4090", "x86_64"): "comfypod-x86_64", ("cpu", "x86_64"): "comfypod-x86_64",
+        ("cpu", "aarch64"): "comfypod-aarch64",
+    }  # fmt: skip
+    environment = lock.environment("comfypod-x86_64")
+    assert environment.purpose == "comfypod"
+    assert {package.name for package in environment.packages} == {name for name, _ in OWN}
+
+
+def test_a_lock_that_is_older_than_comfypods_own_environment_is_renewed(base: Path) -> None:
+    import msgspec
+
+    lock = locked(base, manifest())
+    targets = tuple(msgspec.structs.replace(target, comfypod="") for target in lock.targets)
+    environments = tuple(each for each in lock.environments if each.purpose != "comfypod")
+    older = msgspec.structs.replace(lock, targets=targets, environments=environments)
+    assert schema.encode(locked(base, manifest(), schema.decode(schema.encode(older), "x"))) == schema.encode(lock)
+
+
+SDISTS = 'sdists = ["pure", "absent"]\noverrides = [\'lib; python_version < "3"\']\n'
+
+
+def test_what_builds_a_source_distribution_is_locked_with_it(base: Path, wheels: Path) -> None:
+    build_builder(wheels, "9.0")
+    build_wheel(wheels, "wheel", "1.0")
+    build_sdist(wheels, "pure", "1.0")
+    lock = locked(base, manifest(packages='"pure"', more=SDISTS))
+    environment = lock.environment("comfyui-x86_64")
+    assert [(package.name, package.version) for package in environment.build] == [
+        ("setuptools", "9.0"),
+        ("wheel", "1.0"),
+    ]
+    assert [package.name for package in environment.packages if package.sdist] == ["pure"]
+    assert environment.version("lib") is None
+    assert (lock.requested.sdists, len(lock.requested.overrides)) == (("absent", "pure"), 1)
+    assert not lock.environment("jupyter-x86_64").build
+    assert schema.decode(schema.encode(lock), "x") == lock
+    without = locked(base, manifest(more=SDISTS)).environment("comfyui-x86_64")
+    assert without.build == ()
+
+
+def test_build_packages_stay_until_they_are_upgraded_by_name(base: Path, wheels: Path) -> None:
+    build_builder(wheels, "9.0")
+    build_wheel(wheels, "wheel", "1.0")
+    build_sdist(wheels, "pure", "1.0")
+    wanted = manifest(packages='"pure"', more=SDISTS)
+    first = locked(base, wanted)
+    build_builder(wheels, "10.0")
+    assert schema.encode(locked(base, wanted, first)) == schema.encode(first)
+    moved = locked(base, wanted, first, "setuptools").environment("comfyui-x86_64")
+    assert moved.build[0].version == "10.0"
+    assert moved.packages == first.environment("comfyui-x86_64").packages
+    bounded = manifest(packages='"pure"', more=SDISTS + 'constraints = ["setuptools<10"]\n')
+    assert locked(base, bounded).environment("comfyui-x86_64").build[0].version == "9.0"
+
+
+def test_a_source_distribution_that_the_index_replaced_is_refused(base: Path, wheels: Path) -> None:
+    build_builder(wheels, "9.0")
+    build_wheel(wheels, "wheel", "1.0")
+    build_sdist(wheels, "pure", "1.0")
+    wanted = manifest(packages='"pure"', more=SDISTS)
+    first = locked(base, wanted)
+    build_sdist(wheels, "pure", "1.0", requires=["torch"])
+    with pytest.raises(IntegrityError, match=r"pure-1\.0\.tar\.gz"):
+        locked(base, wanted, first)
+    assert locked(base, wanted, first, "pure") != first
+
+
+def _without_manager() -> Manifest:
+    return parse(manifest_text().replace('version = "0.30.0"\n', 'version = "0.30.0"\nmanager = false\n'), "m")
+
+
+def test_the_manager_that_the_tree_names_is_locked_unless_it_is_switched_off(base: Path, wheels: Path) -> None:
+    assert locked(base, manifest()).comfyui.manager == ""
+    build_wheel(wheels, "comfyui_manager", "4.0")
+    build_wheel(wheels, "comfyui_manager", "5.0")
+    write_manager(base / "tree", "4.0")
+    lock = locked(base, manifest())
+    assert (lock.comfyui.manager, lock.requested.manager) == ("4.0", True)
+    assert lock.environment("comfyui-x86_64").version("comfyui-manager") == "4.0"
+    off = locked(base, _without_manager())
+    assert (off.comfyui.manager, off.requested.manager) == ("", False)
+    assert off.environment("comfyui-x86_64").version("comfyui-manager") is None
+
+
+def test_a_manager_that_an_override_drops_is_not_named(base: Path, wheels: Path) -> None:
+    build_wheel(wheels, "comfyui_manager", "4.0")
+    write_manager(base / "tree", "4.0")
+    assert (
+        locked(base, manifest(more="overrides = ['comfyui-manager; python_version < \"3\"']\n")).comfyui.manager == ""
+    )
+
+
+def test_a_node_from_a_folder_is_locked_by_its_contents(base: Path) -> None:
+    write_tree(base / "nodes" / "mine", {"__init__.py": "", "requirements.txt": "lib<2\n", ".git/HEAD": "x"})
+    wanted = manifest(more='[[node]]\nname = "mine"\npath = "nodes/mine"\n')
+    first = locked(base, wanted)
+    (found,) = first.nodes
+    assert (found.path, found.url, found.ref, found.commit) == ("nodes/mine", "", "", "")
+    assert found.source == PathSource("nodes/mine")
+    assert first.environment("comfyui-x86_64").version("lib") == "1.0"
+    assert schema.encode(locked(base, wanted, first)) == schema.encode(first)
+    (base / "nodes" / "mine" / "__init__.py").write_text("x = 1\n")
+    with pytest.raises(IntegrityError, match=found.digest):
+        locked(base, wanted, first)
+    assert locked(base, wanted, first, "mine").nodes[0].digest != found.digest
+
+
+def test_a_node_whose_folder_is_missing_is_a_source_error(base: Path) -> None:
+    with pytest.raises(SourceError, match="nodes/mine is not a folder"):
+        locked(base, manifest(more='[[node]]\nname = "mine"\npath = "nodes/mine"\n'))
+
+
+def test_a_node_is_locked_through_a_mirror_under_its_own_address(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_repository(base / "mirror" / "me" / "n.git", {"__init__.py": ""})
+    wanted = manifest(more=node("n", "https://host.invalid/me/n.git", "main"))
+    monkeypatch.setenv("COMFYPOD_GIT_MIRRORS", f"https://host.invalid/=file://{base}/mirror/")
+    (found,) = locked(base, wanted).nodes
+    assert (found.url, found.commit) == ("https://host.invalid/me/n.git", repository.git("rev-parse", "HEAD"))

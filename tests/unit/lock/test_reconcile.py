@@ -68,6 +68,10 @@ def test_each_change_of_the_manifest_is_named(lock: Lock, url: str) -> None:
         (manifest(packages='"lib"', more=same + MODEL.replace("aaa", "bbb")), "model m, sha256"),
         (manifest(packages='"lib"', more=same + MODEL.replace("size = 3", "size = 4")), "model m, size"),
         (manifest(packages='"lib"', profiles='"cpu", "4090"', more=same + MODEL), "profile 4090 on x86_64"),
+        (manifest(packages='"lib"', more=same + MODEL + "bake = true\n"), "model m, bake"),
+        (manifest(packages='"lib"', more='[[node]]\nname = "n"\npath = "n"\n' + MODEL), "node n"),
+        (manifest(packages='"lib"', more='overrides = ["lib"]\n' + same + MODEL), "python.overrides"),
+        (manifest(packages='"lib"', more='sdists = ["lib"]\n' + same + MODEL), "python.sdists"),
     ):
         assert items(wanted, lock) == [item]
 
@@ -76,10 +80,13 @@ def test_other_bounds_jupyter_packages_and_sources_are_drift(lock: Lock, url: st
     wanted = manifest(packages='"lib"', more=node("n", url, "main") + MODEL)
     python = msgspec.structs.replace(wanted.python, constraints=("lib<2",))
     jupyter = msgspec.structs.replace(wanted.jupyter, packages=())
-    comfyui = msgspec.structs.replace(wanted.comfyui, source=())
+    comfyui = msgspec.structs.replace(wanted.comfyui, source=(), manager=False)
     changed = msgspec.structs.replace(wanted, python=python, jupyter=jupyter, comfyui=comfyui)
     found = drift(changed, load_profiles(), lock)
-    assert [each.item for each in found] == ["ComfyUI's sources", "python.constraints", "jupyter.packages"]
+    assert [each.item for each in found] == [
+        "ComfyUI's sources", "comfyui.manager", "python.constraints", "jupyter.packages",
+    ]  # fmt: skip
+    assert (found[1].manifest, found[1].lock) == ("false", "true")
     assert found[0].command == "comfypod lock"
 
 

@@ -36,21 +36,31 @@ def test_the_commented_examples_of_the_default_manifest_are_valid() -> None:
     text = "\n".join(line for line in bare if line != "#" and "`" not in line)
     text = text.replace('sha256 = "..."', f'sha256 = "{"0" * 64}"').replace("[settings]\n", "")
     manifest = parse(text, "default")
-    assert [node.name for node in manifest.node] == ["my-nodes"]
-    assert [model.filename for model in manifest.model] == ["mine.safetensors"]
+    assert [(node.name, node.git is None, node.path is None) for node in manifest.node] == [
+        ("my-nodes", False, True), ("my-own-nodes", True, False), ("comfyui_controlnet_aux", False, True),
+    ]  # fmt: skip
+    assert [(model.filename, model.bake) for model in manifest.model] == [("mine.safetensors", True)]
     assert isinstance(manifest.comfyui.source[0], GitSource)
 
 
 def test_every_table_is_read() -> None:
     text = MINIMAL + (
         f'[[comfyui.source]]\nkind = "sdist"\npackage = "p"\nversion = "1"\nsha256 = "{"a" * 64}"\nsubdir = "v/C"\n'
-        '[python]\npackages = ["six"]\nconstraints = ["numpy<3"]\n[settings]\n'
+        '[python]\npackages = ["six"]\nconstraints = ["numpy<3"]\nsdists = ["a-b.c"]\n'
+        "overrides = ['cv; python_version < \"3\"']\n[settings]\n"
         'on_failure = "stay"\nport = 9000\njupyter = true\n'
-        '[[node]]\nname = "n"\ngit = "https://example.com/n.git"\nref = "v1"\n' + MODEL
+        '[[node]]\nname = "n"\ngit = "https://example.com/n.git"\nref = "v1"\n'
+        '[[node]]\nname = "p"\npath = "../p"\n' + MODEL + "bake = true\n"
     )
     manifest = parse(text, "m")
     assert manifest.comfyui.source == (SdistSource("p", "1", "a" * 64, "v/C"),)
     assert manifest.python.constraints == ("numpy<3",)
+    assert manifest.python.overrides == ('cv; python_version < "3"',)
+    assert manifest.python.sdists == ("a-b.c",)
+    assert [(node.git, node.ref, node.path) for node in manifest.node] == [
+        ("https://example.com/n.git", "v1", None), (None, None, "../p"),
+    ]  # fmt: skip
+    assert manifest.model[0].bake is True
     assert manifest.settings == {"on_failure": "stay", "port": 9000, "jupyter": True}
     assert manifest.model[0].filename == "b.safetensors"
 
@@ -81,6 +91,41 @@ def test_a_problem_names_its_line_and_what_was_probably_meant(text: str, message
     (problem,) = problems_of(text)
     assert problem.message.startswith(message)
     assert hint in problem.hint
+
+
+def test_the_manager_is_wanted_unless_it_is_switched_off() -> None:
+    assert parse(MINIMAL, "m").comfyui.manager is True
+    assert parse(MINIMAL + "manager = false\n", "m").comfyui.manager is False
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "place", "message", "hint"),
+    [
+        ("", 5, "node[0]", "it says neither `git` nor `path`", "`path` for a folder"),
+        ('ref = "v1"\n', 5, "node[0]", "it says neither `git` nor `path`", "`git` and `ref`"),
+        ('git = "https://h/n"\n', 7, "node[0].git", "the key 'ref' is missing", "the commit, the tag or the branch"),
+        ('path = "p"\nref = "v1"\n', 8, "node[0].ref", "it stands beside `path`", "`git` and `ref`, or `path`"),
+        ('path = ""\n', 7, "node[0].path", "'' is not a folder", ""),
+        ('git = "n"\nref = "v1"\n', 7, "node[0].git", "'n' is not a Git address", ""),
+    ],
+)
+def test_a_node_has_a_repository_with_a_reference_or_a_folder(
+    keys: str, line: int, place: str, message: str, hint: str
+) -> None:
+    (problem,) = problems_of(MINIMAL + '[[node]]\nname = "n"\n' + keys)
+    assert problem.message.startswith(f"m.toml:{line}: {place}: {message}")
+    assert hint in problem.hint
+
+
+def test_a_node_that_says_everything_is_told_of_every_key_too_many() -> None:
+    found = problems_of(MINIMAL + '[[node]]\nname = "n"\ngit = "https://h/n"\nref = "v1"\npath = "p"\n')
+    assert [problem.message.split(": ")[1] for problem in found] == ["node[0].git", "node[0].ref"]
+
+
+@pytest.mark.parametrize("name", ["--all", "a b", "a>=1", "", "-a", "a/b"])
+def test_what_is_built_from_source_is_a_name(name: str) -> None:
+    (problem,) = problems_of(MINIMAL + f'[python]\nsdists = ["{name}"]\n')
+    assert "is not the name of a package" in problem.message
 
 
 @pytest.mark.parametrize(

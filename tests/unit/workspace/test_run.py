@@ -16,9 +16,10 @@ from comfypod import proc
 from comfypod.workspace import run
 from comfypod.workspace.run import Boot, RunRecord
 from tests.kit.lab import until
+from tests.kit.web import Answer, serve
 
 _TEXT = st.text(st.characters(codec="utf-8"))
-_BOOTS = st.builds(Boot, st.integers(2), st.integers(1))
+_BOOTS = st.builds(Boot, st.integers(2), st.integers(1), _TEXT)
 _STUBBORN = (
     "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork();"
     "child and print(child, flush=True); time.sleep(60)"
@@ -64,6 +65,42 @@ def test_only_a_boot_that_is_alive_is_running(tmp_path: Path) -> None:
     run.write(path, RunRecord(gone, "http://127.0.0.1:1"))
     assert run.running(path) is None
     assert run.read(path) is not None
+
+
+def test_a_record_from_before_there_were_images_is_of_this_machine(tmp_path: Path) -> None:
+    path, me = tmp_path / "run.json", run.this_process()
+    path.write_text(json.dumps({"boot": {"pid": me.pid, "started": me.started}, "control": "c"}))
+    found = run.running(path)
+    assert found == RunRecord(Boot(me.pid, me.started), "c")
+    assert found is not None
+    assert found.boot.here
+
+
+def test_a_pod_of_another_container_runs_when_it_answers_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    with serve() as site:
+        record = RunRecord(Boot(os.getpid(), run.this_process().started, "pid:[1]"), site.url)
+        run.write(path, record)
+        assert not record.boot.here
+        assert run.running(path) is None
+        for pid, namespace, found in ((9, "pid:[1]", None), (os.getpid(), "", None), (os.getpid(), "pid:[1]", record)):
+            body = {"boot": {"pid": pid, "namespace": namespace}}
+            site.answers["/status"] = Answer(json.dumps(body).encode())
+            assert run.running(path) == found
+        site.answers["/status"] = Answer(b'{"boot": 3}')
+        assert run.running(path) is None
+    assert run.running(path) is None
+
+
+def test_whoever_holds_a_workspace_is_named_as_far_as_they_are_known(tmp_path: Path) -> None:
+    path, me = tmp_path / "run.json", run.this_process()
+    assert run.in_use(tmp_path, path).message == f"the workspace {tmp_path} is in use"
+    run.write(path, RunRecord(me, "c"))
+    assert f"by the pod with pid {me.pid}" in run.in_use(tmp_path, path).message
+    run.write(path, RunRecord(Boot(me.pid, me.started, "pid:[1]"), "c"))
+    held = run.in_use(tmp_path, path)
+    assert held.message.endswith("in use by a pod in another container")
+    assert "comfypod down" not in held.hint
 
 
 def test_a_pid_that_another_process_has_now_is_not_the_boot(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from comfypod import files, podfile
 from comfypod.errors import InstallError, StorageError
+from comfypod.podfile import BakedNode
 from comfypod.workspace.layout import Layout
 from comfypod.workspace.seed import USER_FOLDERS, Seeded, seed
 from tests.kit import standin
@@ -59,6 +61,17 @@ def test_an_empty_volume_gets_the_tree_and_its_mark(layout: Layout, pristine: Pa
     layout.release_mark.unlink()
     assert files.tree_facts(layout.comfyui) == files.tree_facts(pristine)
     assert not layout.staging.exists()
+
+
+def test_links_to_the_images_nodes_stay_in_the_image(layout: Layout, pristine: Path, tmp_path: Path) -> None:
+    for name in ("baked", "other"):
+        (pristine / "custom_nodes" / name).symlink_to(tmp_path)
+    (pristine / "input" / "baked").mkdir()
+    pod = replace(pod_of(tmp_path), nodes=(BakedNode("baked", str(tmp_path), "1"),))
+    seed(layout, pod, pristine, lambda _: None)
+    assert not os.path.lexists(layout.comfyui / "custom_nodes" / "baked")
+    assert (layout.comfyui / "custom_nodes" / "other").is_symlink()
+    assert (layout.comfyui / "input" / "baked").is_dir()
 
 
 def test_a_volume_of_this_release_is_kept_as_it_is(layout: Layout, pristine: Path, tmp_path: Path) -> None:

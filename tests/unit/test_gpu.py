@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod import proc
-from comfypod.host.gpu import Gpu, Survey, choose, probe, verdict
+from comfypod.gpu import Gpu, Survey, choose, lack, probe, verdict
 from comfypod.manifest.profiles import load_profiles, profile
 from tests.kit import driver
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ASK = """
 import dataclasses, json
-from comfypod.host.gpu import choose, probe
+from comfypod.gpu import choose, probe
 from comfypod.manifest.profiles import load_profiles
 found = probe()
 choice = choose(found, load_profiles())
@@ -73,6 +73,8 @@ def test_e9_the_first_gpu_counts_when_there_are_several() -> None:
 def test_e9_a_profile_chosen_by_hand_is_judged_too(found: Survey, name: str, sentence: str) -> None:
     assert verdict(found, profile(name)).startswith(sentence)
     assert bool(verdict(found, profile(name))) == bool(sentence)
+    assert verdict(found, profile(name)).startswith(lack(found, profile(name)))
+    assert "--profile" not in lack(found, profile(name))
 
 
 @pytest.fixture(scope="module")

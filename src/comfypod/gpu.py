@@ -8,14 +8,12 @@ from __future__ import annotations
 import ctypes
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from comfypod.manifest.profiles import Profile
 
 _LIBRARIES = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
 _TEXT_BYTES = 96
@@ -53,11 +51,38 @@ class Survey:
         return f"{named}; driver {self.driver}"
 
 
+class Need(Protocol):
+    """What a profile asks of GPU and driver: a row of the host's table, or what `pod.json` keeps of it."""
+
+    @property
+    def name(self) -> str:
+        """The profile's name."""
+
+    @property
+    def summary(self) -> str:
+        """Which cards it is for."""
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """CUDA compute capabilities such as "8.9"; none where no GPU is needed."""
+
+    @property
+    def driver(self) -> int:
+        """The oldest driver branch that runs it."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it is of use only with an NVIDIA GPU."""
+
+
+_Row = TypeVar("_Row", bound=Need)
+
+
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Generic[_Row]):
     """The profile to use and, in a sentence, why."""
 
-    profile: Profile
+    profile: _Row
     reason: str
 
 
@@ -117,30 +142,40 @@ def _call(nvml: ctypes.CDLL, name: str, *arguments: object) -> None:
         raise _NvmlError(_CODES.get(code, f"the NVIDIA library answered error {code} to {name}"))
 
 
-def verdict(found: Survey, profile: Profile) -> str:
+def verdict(found: Survey, profile: Need) -> str:
+    """Say why a profile cannot run on what was found, and which to use instead; empty when it can."""
+    reason, remedy = _against(found, profile)
+    return f"{reason}; {remedy}" if reason else ""
+
+
+def lack(found: Survey, profile: Need) -> str:
     """Say why a profile cannot run on what was found; empty when it can."""
+    return _against(found, profile)[0]
+
+
+def _against(found: Survey, profile: Need) -> tuple[str, str]:
     if not profile.needs_gpu:
-        return ""
+        return "", ""
     if not found.gpus:
-        return f"profile {profile.name} needs an NVIDIA GPU: {found.trouble}; use --profile cpu"
+        return f"profile {profile.name} needs an NVIDIA GPU: {found.trouble}", "use --profile cpu"
     gpu = found.gpus[0]
     if gpu.capability not in profile.capabilities:
         return (
             f"{gpu.name} has compute capability {gpu.capability}, profile {profile.name} is for "
-            f"{', '.join(profile.capabilities)} ({profile.summary}); use --profile auto"
-        )
+            f"{', '.join(profile.capabilities)} ({profile.summary})"
+        ), "use --profile auto"
     branch = re.match(r"\d+", found.driver)
     if branch is None:
-        return f"NVIDIA driver version {found.driver!r} is not understood; use --profile cpu"
+        return f"NVIDIA driver version {found.driver!r} is not understood", "use --profile cpu"
     if int(branch[0]) < profile.driver:
         return (
-            f"NVIDIA driver {found.driver} is older than {profile.driver}, which profile {profile.name} needs; "
-            "update the driver or use --profile cpu"
+            f"NVIDIA driver {found.driver} is older than {profile.driver}, which profile {profile.name} needs",
+            "update the driver or use --profile cpu",
         )
-    return ""
+    return "", ""
 
 
-def choose(found: Survey, profiles: Mapping[str, Profile]) -> Choice:
+def choose(found: Survey, profiles: Mapping[str, _Row]) -> Choice[_Row]:
     """Pick the profile that fits the first GPU and the driver, or else the one that needs no GPU.
 
     `profiles` is the table by name, in order of preference; at least one needs no GPU.

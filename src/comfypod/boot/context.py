@@ -1,0 +1,82 @@
+"""What the stages of a boot share, and what a stage is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from comfypod.boot.identity import Identity, current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from comfypod import files
+    from comfypod.boot.health import Health, StageView
+    from comfypod.errors import Problem
+    from comfypod.log import Console
+    from comfypod.podfile import PodFile
+    from comfypod.settings import Settings
+    from comfypod.workspace.layout import Layout
+    from comfypod.workspace.seed import Seeded
+
+Policy = Literal["stop", "degrade"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an image has outside its workspace: the link to the live ComfyUI, and the table of mounts (proc(5))."""
+
+    link: Path = Path("/ComfyUI")
+    mounts: Path = Path("/proc/self/mountinfo")
+
+
+@dataclass(slots=True)
+class Context:
+    """What stages share.
+
+    `taken` is called once the workspace is ours. What follows is made by one stage and read by later ones and by what
+    starts the services: `identity`, `environ`, `seeded` and `token` by the workspace stage, `cpu` by the GPU stage,
+    `extra_paths` by the node stage.
+    """
+
+    pod: PodFile
+    settings: Settings
+    layout: Layout
+    health: Health
+    console: Console
+    cancelled: Callable[[], bool]
+    lock: files.FolderLock
+    taken: Callable[[], None]
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    identity: Identity = field(default_factory=current)
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    seeded: Seeded | None = None
+    token: str = ""
+    token_made: bool = False
+    cpu: bool = False
+    extra_paths: Path | None = None
+
+    @property
+    def in_image(self) -> bool:
+        """Whether this is a container of ours, and not somebody's own machine."""
+        return self.pod.engine != "host"
+
+    def warn(self, problem: Problem) -> None:
+        """Report what is wrong and does not stop the boot."""
+        self.health.report(problem)
+        self.console.warning(f"{problem.message}; {problem.hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of the boot. `stop`: its failure ends the boot. `degrade`: it is reported and the boot goes on."""
+
+    name: str
+    policy: Policy
+    work: Callable[[Context, StageView], str]
+
+
+class StageCancelledError(Exception):
+    """The boot was told to stop while a stage was at work; what it had staged is removed."""

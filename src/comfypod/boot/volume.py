@@ -1,0 +1,153 @@
+"""The workspace stage: who we are, whether the volume is ours, ComfyUI on it, the records about it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfypod import files
+from comfypod.boot import identity
+from comfypod.boot.context import StageCancelledError
+from comfypod.errors import BusyError, Problem
+from comfypod.log import human_bytes
+from comfypod.workspace import link, run, state
+from comfypod.workspace.seed import Seeded, seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from comfypod.boot.context import Context
+    from comfypod.boot.health import StageView
+
+
+def prepare_workspace(context: Context, view: StageView) -> str:
+    """Become the workspace's owner, take the workspace, seed it, keep its records."""
+    layout, pod = context.layout, context.pod
+    try:
+        _become(context)
+        state.read(layout.state)
+        _take(context)
+        _warn(context)
+        seeded = context.seeded = seed(layout, pod, Path(pod.comfyui_path), _progress(context, view))
+        release = pod.release if seeded.action != "other" else seeded.release
+        state.write(layout.state, state.State(release, pod.environment_key, str(layout.root)))
+        context.token, context.token_made = _token(context)
+        linked = _link(context)
+    except OSError as error:
+        raise files.storage_error(error, f"cannot prepare the workspace {layout.root}") from error
+    finally:
+        if context.in_image:
+            identity.settle()
+    context.health.workspace = _facts(context, seeded)
+    return _told(context, seeded) + linked
+
+
+def _become(context: Context) -> None:
+    if context.in_image:
+        settings = context.settings
+        context.identity = identity.take_on(context.layout.root, settings.puid, settings.pgid)
+    context.health.identity = context.identity.shown()
+
+
+def _warn(context: Context) -> None:
+    if context.identity.problem is not None:
+        context.warn(context.identity.problem)
+    if context.in_image and (problem := _unmounted(context)) is not None:
+        context.warn(problem)
+
+
+def _unmounted(context: Context) -> Problem | None:
+    """Return what to say when whatever is written goes with the container."""
+    root = str(context.layout.root.resolve())
+    try:
+        table = context.surroundings.mounts.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return None
+    points = {_unescaped(line.split(" ")[4]) for line in table.splitlines()}
+    if any(point != "/" and f"{root}/".startswith(f"{point}/") for point in points):
+        return None
+    below = sorted(point for point in points if point.startswith(f"{root}/"))
+    kept = f", but for {', '.join(below)}" if below else ""
+    told = f"{root} is not on a volume: what is written there is lost with the container{kept}"
+    return Problem("not-a-mount", told, f"give it one: -v comfypod-workspace:{root}")
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+
+
+def _token(context: Context) -> tuple[str, bool]:
+    given = context.settings.token
+    return (given, False) if given else state.keep_token(context.layout.token)
+
+
+def _take(context: Context) -> None:
+    layout = context.layout
+    for folder in (layout.root, layout.records, layout.logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        locked = context.lock.acquire()
+    except BusyError as error:
+        raise run.in_use(layout.root, layout.run_record) from error
+    if not locked:
+        if run.running(layout.run_record) is not None:
+            raise run.in_use(layout.root, layout.run_record)
+        context.console.warning(f"{layout.root} has no file locks: make sure that no other machine uses it")
+    if ended := run.end_orphans(layout.root):
+        context.console.line(f"ended {ended} processes that a killed boot had left running")
+    context.taken()
+    if context.in_image:
+        context.environ = identity.environ(os.environ, layout.home)
+
+
+def _progress(context: Context, view: StageView) -> Callable[[int], None]:
+    def advance(done: int) -> None:
+        view.detail = f"copied {human_bytes(done)}"
+        if context.cancelled():
+            raise StageCancelledError
+
+    return advance
+
+
+def _link(context: Context) -> str:
+    """Let the image's own link lead to the volume; return what to say when that cannot be."""
+    place, target = context.surroundings.link, context.layout.comfyui
+    if not context.in_image or link.leads_to(place, target):
+        return ""
+    try:
+        with identity.as_root():
+            link.repoint(place, target)
+    except FileExistsError as error:
+        context.warn(Problem("link", str(error), f"ComfyUI is at {target}"))
+    except OSError as error:
+        return f"; {place} does not lead there ({error.strerror})"
+    return ""
+
+
+def _facts(context: Context, seeded: Seeded) -> dict[str, Any]:
+    left = files.room(context.layout.root)
+    return {
+        "path": str(context.layout.root),
+        "persist": "link" if seeded.action == "other" else "move",
+        "release": context.pod.release,
+        "schema": state.SCHEMA,
+        "free_bytes": left.bytes,
+        "free_inodes": left.inodes,
+    }
+
+
+def _told(context: Context, seeded: Seeded) -> str:
+    if seeded.action == "seeded":
+        return f"seeded ComfyUI {context.pod.comfyui_version}: {human_bytes(seeded.bytes)} in {seeded.seconds:.1f} s"
+    if seeded.action == "kept":
+        return f"ComfyUI {context.pod.comfyui_version} is in place"
+    what = "holds a ComfyUI that comfypod did not put there"
+    if not (seeded.base / "main.py").is_file():
+        what = "holds folders and no ComfyUI"
+    elif seeded.release:
+        what = f"holds release {seeded.release}"
+    return (
+        f"{seeded.base} {what}; {context.pod.release} runs from {seeded.core} over its folders, which stay as they are"
+    )

@@ -1,0 +1,311 @@
+"""`up` and `down` with docker or podman: an image's pod in a container that behaves as the host engine's does.
+
+The container shares the host's network, so addresses, ports and the control plane are those of the host engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from comfypod import proc
+from comfypod.errors import BusyError, ComfypodError, HostError
+from comfypod.host.image import ensure_built_from, ensure_platform, find_image, gpu_options, present
+from comfypod.host.startable import ensure_ports, ensure_unused
+from comfypod.host.wait import boot_error, stop_limit, until_ready
+from comfypod.image.labels import PREFIX
+from comfypod.result import Result
+from comfypod.settings import TABLE, Settings, resolve, secret_variables
+from comfypod.workspace import run
+from comfypod.workspace.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from comfypod.host.up import Options
+    from comfypod.image.engine import Engine
+    from comfypod.image.facts import Container
+    from comfypod.lock.schema import Lock
+    from comfypod.log import Console
+
+WORKSPACE = "/workspace"
+WORKSPACE_LABEL = f"{PREFIX}.workspace"
+_STOP_LABEL = f"{PREFIX}.stop-seconds"
+
+# An image is made for a network of its own; on the host's these are decided here, whatever it says.
+_DECIDED = ("listen", "port", "jupyter_listen", "jupyter_port", "control_listen", "control_port", "on_failure")
+_NOT_PASSED = frozenset({"COMFYPOD_WORKSPACE", "COMFYPOD_DATA", run.MARK})
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_PASSED = frozenset({
+    "HF_TOKEN", "CIVITAI_TOKEN", *_PROXIES, *(name.upper() for name in _PROXIES),
+    *(name for row in TABLE for name in row.variables),
+})  # fmt: skip
+
+_SHARED_MEMORY = "1g"
+_LOOK_SECONDS = 0.5
+_STARTING_SECONDS = 10.0
+_REMOVAL_SECONDS = 10.0
+_KILLED = 137
+_COMING_OR_GOING = ("created", "configured", "initialized", "removing")
+_LIVING = ("created", "configured", "initialized", "running", "paused")
+_NO_TOOLKIT = {
+    "docker": "install nvidia-container-toolkit, run `sudo nvidia-ctk runtime configure --runtime=docker` and "
+    "restart docker",
+    "podman": "install nvidia-container-toolkit and run `sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One container to start; `gpu` are the options that hand it the GPU."""
+
+    engine: Engine
+    image: str
+    layout: Layout
+    options: tuple[str, ...]
+    gpu: tuple[str, ...]
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The container's name, one per workspace."""
+        return name_of(self.layout)
+
+
+def name_of(layout: Layout) -> str:
+    """Return the name of the container that runs on a workspace."""
+    return f"comfypod-{hashlib.sha256(os.fsencode(_place(layout))).hexdigest()[:12]}"
+
+
+def _place(layout: Layout) -> str:
+    return str(layout.root.resolve())
+
+
+def up(options: Options, built: Mapping[str, str], lock: Lock | None, console: Console) -> Result:
+    """Run an image's pod; in the foreground this process becomes the engine's client and does not return.
+
+    `built` are settings in place of the image's own, `lock` is what the image should have been built from.
+
+    Raises:
+        ComfypodError: something stands in the way; no container is left.
+    """
+    settings = resolve(built, os.environ, options.arguments)
+    layout = Layout(settings.workspace)
+    chosen = find_image(options.engine, options.image, options.profile, offline=options.offline, console=console)
+    ensure_platform(chosen.image)
+    gpu = gpu_options(chosen, allow_cpu=settings.allow_cpu, console=console)
+    if lock is not None:
+        ensure_built_from(lock, chosen, console)
+    _ensure_alone(chosen.engine, layout, console)
+    ensure_unused(layout, as_owner=False)
+    ensure_ports(settings, jupyter=settings.jupyter and chosen.has_jupyter)
+    start = Start(
+        chosen.engine, chosen.reference, layout, run_options(layout, settings), gpu,
+        boot_command(settings, options.arguments, json_end=options.detach),
+        environment(settings, os.environ, podman=not chosen.engine.is_docker),
+    )  # fmt: skip
+    if not options.detach:
+        _become(start)
+    pod = _Pod(start, _started(start), stop_limit(settings.stop_seconds))
+    console.line(f"{start.engine.name} runs {start.image} as {start.name}")
+    return until_ready(pod, layout, settings, options.wait, console)
+
+
+def run_options(layout: Layout, settings: Settings) -> tuple[str, ...]:
+    """Return the engine's options for a pod on a workspace."""
+    place, limit = _place(layout), str(round(stop_limit(settings.stop_seconds)))
+    source = place.replace('"', '""')
+    return (
+        "--name", name_of(layout), "--label", f"{WORKSPACE_LABEL}={place}", "--label", f"{_STOP_LABEL}={limit}",
+        "--mount", f'type=bind,"source={source}",destination={WORKSPACE}',
+        "--network", "host", "--shm-size", _SHARED_MEMORY, "--stop-timeout", limit, "--restart", "no",
+        "--pull", "never",
+    )  # fmt: skip
+
+
+def boot_command(settings: Settings, arguments: Mapping[str, str], *, json_end: bool) -> tuple[str, ...]:
+    """Return what the container runs: boot, with what the command line says and the host decides."""
+    shown = settings.shown()
+    given = {**arguments, **{name: shown[name]["value"] for name in _DECIDED}}
+    sets = (f"--set={name}={value}" for name, value in given.items() if name != "workspace")
+    return ("comfypod", "boot", *(["--json"] * json_end), *sets)
+
+
+def environment(settings: Settings, environ: Mapping[str, str], *, podman: bool) -> dict[str, str]:
+    """Return the container's own variables: the caller's settings, secrets by value, who owns what it writes."""
+    names = {name for name in environ if name.startswith("COMFYPOD_") or name in _PASSED}
+    passed = {name: environ[name] for name in sorted(names - _NOT_PASSED - secret_variables()) if environ[name]}
+    secrets = {row.variables[0]: getattr(settings, row.name) for row in TABLE if row.secret}
+    return {**_owner(settings, podman=podman), **passed, **{name: value for name, value in secrets.items() if value}}
+
+
+def _owner(settings: Settings, *, podman: bool) -> dict[str, str]:
+    """Let files belong to the caller. Root leaves it to boot; to podman of anyone else, that user is root inside."""
+    if os.geteuid() == 0 or settings.puid or settings.pgid:
+        return {}
+    return {"PUID": "0" if podman else str(os.geteuid()), "PGID": "0" if podman else str(os.getegid())}
+
+
+def _ensure_alone(engine: Engine, layout: Layout, console: Console) -> None:
+    """Refuse a workspace whose container lives; remove one that has ended and was kept for what it printed."""
+    found = engine.container(name_of(layout))
+    deadline = time.monotonic() + _STARTING_SECONDS
+    # Another `up` is about to start it, or was killed before it could.
+    if found is not None and found.state in _COMING_OR_GOING:
+        console.line(f"the container {found.name} is {found.state}; waiting for it")
+    while found is not None and found.state in _COMING_OR_GOING and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        found = engine.container(found.id)
+    if found is None:
+        return
+    if found.labels.get(WORKSPACE_LABEL) != _place(layout):
+        raise HostError(
+            f"there is a container {found.name} that comfypod did not make", f"rename it (`{engine.name} rename`)"
+        )
+    if found.state in _LIVING and found.state not in _COMING_OR_GOING:
+        raise _in_use(layout, found.name)
+    _remove(engine, found.id)
+
+
+def _in_use(layout: Layout, name: str) -> BusyError:
+    return BusyError(
+        f"the workspace {layout.root} is in use by the container {name}",
+        "`comfypod status` shows it, `comfypod down` stops it; or choose another --workspace",
+    )
+
+
+def _become(start: Start) -> None:
+    """Turn into the engine's client, which passes signals on and ends with the pod's exit code."""
+    if start.gpu:
+        _try_gpu(start)
+    given = ("--rm", *start.options, *start.gpu)
+    argv = start.engine.run_command(start.image, given, start.command, tuple(start.environment))
+    proc.replace(argv, {**os.environ, **start.engine.environment, **start.environment})
+
+
+def _try_gpu(start: Start) -> None:
+    """Hand the GPU to a container that does nothing: once we are the client, nobody explains a refusal."""
+    try:
+        start.engine.run(
+            start.image,
+            ("--rm", "--pull", "never", "--network", "none", "--entrypoint", "/bin/true", *start.gpu),
+        )
+    except HostError as error:
+        raise _refused(start, error) from error
+
+
+def _started(start: Start) -> str:
+    """Start the container in the background; return its id."""
+    try:
+        return start.engine.run(start.image, (*start.options, *start.gpu), start.command, start.environment)
+    except HostError as error:
+        if start.engine.container(start.name) is not None:
+            raise _in_use(start.layout, start.name) from error
+        raise _refused(start, error) from error
+
+
+def _refused(start: Start, error: HostError) -> HostError:
+    about_gpu = start.gpu and any(word in error.message.lower() for word in ("gpu", "nvidia", "cdi"))
+    return (
+        HostError(error.message, _NO_TOOLKIT["docker" if start.engine.is_docker else "podman"]) if about_gpu else error
+    )
+
+
+@dataclass(slots=True)
+class _Pod:
+    """A container as `until_ready` sees it."""
+
+    start: Start
+    container: str
+    limit: float
+    looked: float = field(default_factory=time.monotonic)
+
+    def owns(self, status: Mapping[str, Any]) -> bool:
+        """Compare with the record that boot writes; where that is closed to us, with the workspace inside."""
+        path = self.start.layout.run_record
+        try:
+            if os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+                return bool(status["settings"]["workspace"]["value"] == WORKSPACE)
+            record, boot = run.read(path), status["boot"]
+            named = (boot["pid"], boot.get("namespace", ""))
+        except (KeyError, TypeError, AttributeError):
+            return False
+        return record is not None and (record.boot.pid, record.boot.namespace) == named
+
+    def ended(self) -> ComfypodError | None:
+        """Ask the engine, now and then: that starts a program each time."""
+        if time.monotonic() - self.looked < _LOOK_SECONDS:
+            return None
+        engine, found = self.start.engine, self.start.engine.container(self.container)
+        self.looked = time.monotonic()
+        if found is not None and found.state in _LIVING:
+            return None
+        said = engine.logs(self.container).splitlines()
+        _remove(engine, self.container)
+        return _death(found, said, self.start)
+
+    def stop(self) -> None:
+        """Stop and remove it; a second interrupt removes it at once."""
+        try:
+            self.start.engine.stop(self.container, self.limit)
+        finally:
+            self.start.engine.remove(self.container)
+
+
+def _death(found: Container | None, said: Sequence[str], start: Start) -> ComfypodError:
+    if found is None:
+        return HostError(f"the container {start.name} was removed while it started", "run `comfypod up` again")
+    if found.out_of_memory:
+        return HostError(f"the container {start.name} ran out of memory and was killed", "give it more memory")
+    return boot_error(found.exit_code, said, "run `comfypod up` without --detach to see all of it", start.layout)
+
+
+def down(layout: Layout, console: Console) -> Result | None:
+    """Stop and remove the container of a workspace; None when no engine has one."""
+    started = time.monotonic()
+    found = [(engine, each) for engine in present() if (each := _container(engine, layout)) is not None]
+    if not found:
+        return None
+    forced = [_ended(engine, container) for engine, container in found]
+    if not any(container.running for _, container in found):
+        name = name_of(layout)
+        return Result("down", {"removed": name}, f"removed the container {name}, which had ended")
+    if any(forced):
+        console.warning("the pod did not stop by itself and was killed")
+    seconds = time.monotonic() - started
+    return Result("down", {"seconds": round(seconds, 2), "forced": any(forced)}, f"stopped in {seconds:.1f} s")
+
+
+def _container(engine: Engine, layout: Layout) -> Container | None:
+    """Return the container of a workspace; by its name, since a label's value is not safe in every engine's filter."""
+    found = engine.container(name_of(layout))
+    return found if found is not None and found.labels.get(WORKSPACE_LABEL) == _place(layout) else None
+
+
+def _ended(engine: Engine, container: Container) -> bool:
+    """Stop and remove a container; True when it had to be killed."""
+    limit = container.labels.get(_STOP_LABEL, "")
+    engine.stop(container.id, float(limit) if limit.isdecimal() else stop_limit(4))
+    after = engine.container(container.id)
+    _remove(engine, container.id)
+    return container.running and after is not None and after.exit_code == _KILLED
+
+
+def _remove(engine: Engine, container: str) -> None:
+    """Remove a container that has ended; its engine may be doing the same, when it ran in the foreground."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    while True:
+        try:
+            engine.remove(container)
+        except HostError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
+            if engine.container(container) is None:
+                return
+        else:
+            return

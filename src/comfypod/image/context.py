@@ -1,0 +1,187 @@
+"""Everything an image is built from, as files of a build context: pure text first, then what is copied."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from comfypod import files, podfile
+from comfypod.image import recipe as made
+from comfypod.image.bake import bake, compose
+from comfypod.image.deliver import ModelFacts, TreeFacts
+from comfypod.image.dockerfile import LOCAL, LOCKED, dockerfile
+from comfypod.image.labels import lock_digest
+from comfypod.image.sbom import inventory
+from comfypod.lock.listing import listing
+from comfypod.manifest.values import PathSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from comfypod.image.recipe import PackageLayer, Recipe, Variant
+    from comfypod.lock.schema import Environment, Lock, Package
+    from comfypod.manifest.profiles import Profile
+    from comfypod.manifest.values import Source
+
+_LOCAL_IN_BUILD = "/run/build/local"
+_IGNORE = "*\n!Dockerfiles\n!src\n**/__pycache__\n"
+# Both reach beyond the pod's loopback only with a login: ComfyUI is opened by COMFYPOD_AUTH=none, JupyterLab has its own.
+_SETTINGS = {"jupyter_listen": "0.0.0.0", "listen": "auto"}  # noqa: S104
+
+
+def rendered(lock: Lock, profiles: Sequence[Profile]) -> dict[str, bytes]:
+    """Return the text part of a build context by relative path: what `render` prints and the repository keeps.
+
+    Raises:
+        LockError: the lock lacks a profile, or names what cannot be named in a list.
+    """
+    recipes = [made.make_recipe(lock, profile) for profile in profiles]
+    found: dict[str, bytes] = {}
+    for each in recipes:
+        found[f"Dockerfiles/Dockerfile.{each.profile.name}"] = dockerfile(each).encode()
+        found.update(_lists(each))
+        found.update(_facts(each))
+    found["docker-bake.hcl"] = bake(recipes).encode()
+    found["compose.yaml"] = compose(recipes).encode()
+    found[".dockerignore"] = _IGNORE.encode()
+    return dict(sorted(found.items()))
+
+
+def write_context(lock: Lock, profiles: Sequence[Profile], folder: Path, base: Path) -> None:
+    """Write a whole build context into `folder`: rendered text, comfypod's source, nodes that are local folders.
+
+    Relative node paths start at `base`.
+
+    Raises:
+        LockError: as `rendered`.
+        StorageError: the disk forbids it.
+    """
+    try:
+        for name, data in rendered(lock, profiles).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        with resources.as_file(resources.files("comfypod")) as source:
+            shutil.copytree(source, folder / "src" / "comfypod", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / LOCAL).mkdir(parents=True, exist_ok=True)
+        for name, path in _local_folders(lock):
+            files.copy_tree(base / path, folder / LOCAL / name)
+    except OSError as error:
+        raise files.storage_error(error, "cannot write the build context") from error
+
+
+def _local_folders(lock: Lock) -> Iterator[tuple[str, str]]:
+    for name, sources in (
+        ("comfyui", lock.comfyui.sources),
+        *((f"node-{node.name}", (node.source,)) for node in lock.nodes),
+    ):
+        for source in sources:
+            if isinstance(source, PathSource):
+                yield name, source.path
+
+
+def _lists(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
+    for layer in recipe.packages:
+        for name, packages in layer.lists.items():
+            yield f"{LOCKED}/{layer.name}/{name}.txt", _list(packages).encode()
+            if layer.venv == made.COMFYPOD:
+                uv = [package for package in packages if package.name == "uv"]
+                yield f"{LOCKED}/{layer.name}/{name}.uv.txt", listing(uv).encode()
+            environment = _environment(recipe, layer, name)
+            if any(package.sdist for package in packages):
+                yield f"{LOCKED}/{layer.name}/{name}.build.txt", listing(environment.build).encode()
+
+
+def _list(packages: Iterable[Package]) -> str:
+    packages = tuple(packages)
+    head = [f"# from source: {package.name}\n" for package in packages if package.sdist is not None]
+    return "".join(head) + listing(packages)
+
+
+def _environment(recipe: Recipe, layer: PackageLayer, name: str) -> Environment:
+    return next(each for each in recipe.environments.values() if each.name == name)
+
+
+def _facts(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
+    lock = recipe.lock
+    tree = TreeFacts(
+        f"ComfyUI {lock.comfyui.version}", made.COMFYUI, lock.comfyui.digest, _in_build("comfyui", lock.comfyui.sources)
+    )
+    yield f"{LOCKED}/comfyui/facts.json", _json(tree)
+    for node in recipe.nodes:
+        name = f"node-{node.name}"
+        target = f"{made.NODES}/{node.name}/{node.name}"
+        facts = TreeFacts(f"node {node.name}", target, node.digest, _in_build(name, (node.source,)))
+        yield f"{LOCKED}/{name}/facts.json", _json(facts)
+    for model in recipe.models:
+        place = f"{made.MODELS}/{model.folder}/{model.file}"
+        yield (
+            f"{LOCKED}/model-{model.name}/facts.json",
+            _json(ModelFacts(f"model {model.name}", place, model.url, model.sha256, model.size)),
+        )
+    for variant in made.VARIANTS:
+        for arch in recipe.profile.architectures:
+            place = f"{LOCKED}/{recipe.profile.name}-{variant}/{arch}"
+            yield f"{place}.pod.json", pod_file(recipe, variant, arch).encode()
+            yield f"{place}.cdx.json", inventory(recipe, arch, _packages(recipe, variant, arch))
+
+
+def _json(facts: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(facts, order="deterministic"), indent=1) + b"\n"
+
+
+def _in_build(name: str, sources: Iterable[Source]) -> tuple[Source, ...]:
+    """Local folders stand elsewhere in a build."""
+    return tuple(
+        PathSource(f"{_LOCAL_IN_BUILD}/{name}") if isinstance(source, PathSource) else source for source in sources
+    )
+
+
+def _packages(recipe: Recipe, variant: Variant, arch: str) -> list[Package]:
+    names = {recipe.environment(purpose, arch).name for purpose in ("comfyui", "jupyter", "comfypod")}
+    return [
+        package
+        for layer in recipe.packages
+        if variant == "full" or not layer.full_only
+        for name, packages in layer.lists.items()
+        if name in names
+        for package in packages
+    ]
+
+
+def pod_file(recipe: Recipe, variant: Variant, arch: str) -> podfile.PodFile:
+    """Return the facts that boot reads in the image."""
+    lock, profile = recipe.lock, recipe.profile
+    environment = recipe.environment("comfyui", arch)
+    has_jupyter = variant == "full" and bool(recipe.environment("jupyter", arch).packages)
+    manager = ("--enable-manager",) if lock.comfyui.manager else ()
+    need = podfile.GpuNeed(profile.name, profile.summary, profile.capabilities, profile.driver)
+    return podfile.PodFile(
+        profile=profile.name,
+        variant=variant,
+        arch=arch,
+        lock=lock_digest(lock),
+        comfyui_version=lock.comfyui.version,
+        comfyui_digest=lock.comfyui.digest,
+        comfyui_path=made.COMFYUI,
+        environment_key=environment.key,
+        torch=environment.version("torch") or "",
+        python=f"{made.VENV}/bin/python",
+        jupyter=f"{made.JUPYTER}/bin/jupyter-lab" if has_jupyter else None,
+        engine="image",
+        comfyui_args=(*profile.comfyui_args, *manager),
+        settings={**_SETTINGS, **lock.settings},
+        models=tuple(
+            podfile.LockedModel(model.name, model.folder, model.file, model.sha256, model.size) for model in lock.models
+        ),
+        nodes=tuple(
+            podfile.BakedNode(node.name, f"{made.NODES}/{node.name}/{node.name}", (node.commit or node.digest)[:19])
+            for node in recipe.nodes
+        ),
+        models_path=made.MODELS if recipe.models else None,
+        gpu=need if profile.needs_gpu else None,
+    )

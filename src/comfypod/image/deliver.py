@@ -1,0 +1,155 @@
+"""Runs inside an image build, with comfypod's own environment: trees and models by digest, and the image's facts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from comfypod import fetch
+from comfypod.errors import ComfypodError
+from comfypod.image.layer import EPOCH, LayerError, staging
+from comfypod.image.sbom import with_system
+from comfypod.lock.sources import index_url, obtain
+from comfypod.log import Console
+from comfypod.manifest.values import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+USER = "comfypod"
+USER_ID = 1000
+
+
+class TreeFacts(msgspec.Struct, frozen=True):
+    """A tree to fetch: what to call it, where it goes, its digest (empty: its commit), where it may come from."""
+
+    item: str
+    target: str
+    digest: str
+    sources: tuple[Source, ...]
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """A model to fetch; `size` in bytes."""
+
+    item: str
+    target: str
+    url: str
+    sha256: str
+    size: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; return the exit code."""
+    options = _parser().parse_args(argv)
+    console = Console(quiet=False)
+    try:
+        options.work(options, console)
+    except LayerError as error:
+        console.line(f"COMFYPOD FAILED {error.item}: {error.reason}")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deliver", description="Put locked things into an image.")
+    commands = parser.add_subparsers(required=True)
+    for name, work in (("tree", _tree), ("model", _model)):
+        command = commands.add_parser(name)
+        command.add_argument("--facts", type=Path, required=True)
+        command.add_argument("--root", type=Path, default=Path("/"))
+        command.set_defaults(work=work)
+    facts = commands.add_parser("facts")
+    facts.add_argument("--locked", required=True, help="pod.json and sbom, without their endings")
+    facts.add_argument("--root", type=Path, default=Path("/"))
+    facts.set_defaults(work=_facts)
+    return parser
+
+
+def _tree(options: argparse.Namespace, console: Console) -> None:
+    facts = msgspec.json.decode(options.facts.read_bytes(), type=TreeFacts)
+    # Bytecode that compares itself with its source: people edit nodes.
+    with _naming(facts.item), staging(options.root, unchecked=False) as staged:
+        place = staged / facts.target.lstrip("/")
+        place.parent.mkdir(parents=True)
+        scratch = staged.with_name("scratch")
+        scratch.mkdir()
+        obtain(
+            facts.sources, place, digest=facts.digest, base=Path("/"), scratch=scratch, index=index_url(os.environ),
+            console=console,
+        )  # fmt: skip
+
+
+def _model(options: argparse.Namespace, console: Console) -> None:
+    facts = msgspec.json.decode(options.facts.read_bytes(), type=ModelFacts)
+    with _naming(facts.item), staging(options.root, unchecked=False) as staged:
+        place = staged / facts.target.lstrip("/")
+        place.parent.mkdir(parents=True)
+        with console.progress(facts.item, facts.size) as advance:
+            fetch.download(facts.url, place, sha256=facts.sha256, advance=advance)
+
+
+@contextlib.contextmanager
+def _naming(item: str) -> Iterator[None]:
+    """Say in one line which item failed."""
+    try:
+        yield
+    except ComfypodError as error:
+        raise LayerError(item, " ".join(error.message.split())) from error
+
+
+def _facts(options: argparse.Namespace, _: Console) -> None:
+    """Write what the image says about itself, and the names that users expect."""
+    root: Path = options.root
+    etc = root / "etc" / "comfypod"
+    etc.mkdir(parents=True, exist_ok=True)
+    (etc / "pod.json").write_bytes(Path(f"{options.locked}.pod.json").read_bytes())
+    inventory = Path(f"{options.locked}.cdx.json").read_bytes()
+    installed = (root / "var/lib/dpkg/status").read_text("utf-8")
+    (etc / "sbom.cdx.json").write_bytes(with_system(inventory, installed))
+    _link(root / "ComfyUI", "/opt/comfyui")
+    _link(root / "usr/local/bin/comfypod", "/opt/comfypod/bin/comfypod")
+    custom_nodes = root / "opt/comfyui/custom_nodes"
+    custom_nodes.mkdir(parents=True, exist_ok=True)
+    for node in sorted((root / "opt/nodes").glob("*")):
+        _link(custom_nodes / node.name, f"/opt/nodes/{node.name}/{node.name}")
+    workspace = root / "workspace"
+    workspace.mkdir(exist_ok=True)
+    # Any user with group 0, as some platforms start containers, may use a workspace that is not a mount.
+    workspace.chmod(0o775)
+    _add_user(root)
+    for path in (
+        etc / "pod.json", etc / "sbom.cdx.json", etc, custom_nodes, workspace, root / "usr/local/bin",
+        custom_nodes.parent, root / "etc/passwd", root / "etc/group",
+    ):  # fmt: skip
+        os.utime(path, (EPOCH, EPOCH))
+
+
+def _link(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
+
+
+def _add_user(root: Path) -> None:
+    """Give the usual user id a name; `useradd` would write today's date."""
+    lines = (
+        ("etc/passwd", f"{USER}:x:{USER_ID}:{USER_ID}::/workspace/.comfypod/home:/bin/bash\n"),
+        ("etc/group", f"{USER}:x:{USER_ID}:\n"),
+    )
+    for name, line in lines:
+        path = root / name
+        text = path.read_text("utf-8")
+        if f":{USER_ID}:" in text:
+            raise LayerError("the base image", f"it has a user or group {USER_ID} already; use another --base")
+        path.write_text(text + line, "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

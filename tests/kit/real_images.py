@@ -1,0 +1,231 @@
+"""The real images of the default lock, built once per session by `comfypod build`, with a node of the kit's in them.
+
+The default lock's own node comes from a Git host that is not reachable everywhere; its packages stay.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from comfypod import files
+from comfypod.lock.load import read_lock
+from comfypod.lock.schema import LockedNode, encode
+from tests.kit.images import GIT_HOST
+from tests.kit.repos import make_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from comfypod.image.engine import Engine
+    from comfypod.lock.schema import Lock
+
+NODE = "kit_node"
+NODE_FILES = {
+    "__init__.py": """
+class Invert:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "kit"
+
+    def run(self, image):
+        return (1.0 - image,)
+
+
+NODE_CLASS_MAPPINGS = {"KitInvert": Invert}
+""",
+    "requirements.txt": "",
+}
+
+
+def make_node(folder: Path) -> LockedNode:
+    """Make the node's repository `folder/kit_node`, and say how a lock names it."""
+    repository = make_repository(folder / NODE, NODE_FILES)
+    digest = files.tree_facts(repository.folder).digest
+    return LockedNode(NODE, f"{GIT_HOST}{NODE}", "main", repository.git("rev-parse", "HEAD"), digest)
+
+
+def with_node(lock: Lock, node: LockedNode) -> Lock:
+    """Return a lock with this node and no other."""
+    return msgspec.structs.replace(lock, nodes=(node,))
+
+
+@dataclass
+class RealImages:
+    """Images of one lock, each built when it is first asked for; `git` is where the node's repository is served."""
+
+    folder: Path
+    engine: Engine
+    git: str
+    lock: Path
+    results: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def build(self, profile: str, variant: str, *more: str) -> subprocess.CompletedProcess[str]:
+        """Run `comfypod build --json` for the lock."""
+        return subprocess.run(
+            [
+                sys.executable, "-m", "comfypod", "build", profile, "--variant", variant, "--lock", str(self.lock),
+                "--network", "host", "--git-mirror", f"{GIT_HOST}={self.git}", "--json", *more,
+            ],
+            capture_output=True, text=True, check=False, cwd=self.folder, timeout=3600,
+            env={**os.environ, "COMFYPOD_DATA": str(self.folder / "data")},
+        )  # fmt: skip
+
+    def result(self, profile: str, variant: str) -> dict[str, Any]:
+        """Return what the build said of an image."""
+        if (profile, variant) not in self.results:
+            done = self.build(profile, variant)
+            assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+            self.results[profile, variant] = json.loads(done.stdout)["data"]["images"][0]
+        return self.results[profile, variant]
+
+    def image(self, profile: str, variant: str) -> str:
+        """Return the tag of an image that never moves."""
+        return str(self.result(profile, variant)["tags"][0])
+
+    def forget(self) -> None:
+        """Remove the tags."""
+        for result in self.results.values():
+            for tag in result["tags"]:
+                self.engine.remove_image(tag)
+
+
+@dataclass
+class Container:
+    """A container of an image."""
+
+    engine: Engine
+    id: str
+
+    def status(self) -> dict[str, Any]:
+        done = self.engine.exec(self.id, ["comfypod", "status", "--json"])
+        try:
+            body: dict[str, Any] = json.loads(done.stdout)["data"]
+        except (ValueError, KeyError):
+            return {}
+        return body
+
+    def wait_ready(self, seconds: float = 180.0) -> dict[str, Any]:
+        """Wait until it is ready; its logs stand in the failure."""
+        return self.wait_for("ready", seconds)
+
+    def wait_for(self, phase: str, seconds: float = 180.0) -> dict[str, Any]:
+        deadline, seen = time.monotonic() + seconds, {}
+        while time.monotonic() < deadline:
+            seen = self.status()
+            if seen.get("phase") == phase:
+                return seen
+            state = self.engine.container(self.id)
+            if state is None or not state.running:
+                break
+            time.sleep(0.5)
+        raise AssertionError(f"never {phase}: {seen.get('reasons')}; {self.engine.logs(self.id)[-4000:]}")
+
+    def python(self, code: str, interpreter: str = "/opt/venv/bin/python") -> str:
+        """Run code in it and return what it printed."""
+        done = self.engine.exec(self.id, [interpreter, "-c", code], seconds=120)
+        assert done.ok, done.stderr
+        return done.stdout.strip()
+
+    def ask(self, path: str, *, port: int = 8188) -> tuple[int, str]:
+        """Ask over HTTP from inside: status and body."""
+        code = (
+            "import urllib.request as r, urllib.error as e\n"
+            f"try: a = r.urlopen('http://127.0.0.1:{port}{path}', timeout=60); print(a.status); print(a.read().decode())\n"
+            "except e.HTTPError as x: print(x.code); print(x.read().decode())\n"
+        )
+        status, _, body = self.python(code, "/opt/comfypod/bin/python").partition("\n")
+        return int(status), body
+
+    def nodes(self) -> set[str]:
+        """Return the classes that ComfyUI knows."""
+        return set(json.loads(self.ask("/object_info")[1]))
+
+
+@contextmanager
+def running(engine: Engine, image: str, *options: str, env: dict[str, str] | None = None) -> Iterator[Container]:
+    """Start a container and remove it at the end, with its anonymous volumes."""
+    container = Container(engine, engine.run(image, options, (), env or {}))
+    try:
+        yield container
+    finally:
+        engine.remove(container.id)
+
+
+def problems(status: dict[str, Any]) -> dict[str, str]:
+    """Return the problems of a status, message by code."""
+    return {problem["code"]: problem["message"] for problem in status["problems"]}
+
+
+def changed_bytes(engine: Engine, before: str, after: str) -> dict[str, int]:
+    """Return what a machine that has `before` fetches for `after`: gzipped bytes by step. For docker's overlay2."""
+    old, new = engine.image(before), engine.image(after)
+    assert old is not None
+    assert new is not None
+    known = [layer.digest for layer in old.layers]
+    same = next((n for n, layer in enumerate(new.layers) if n >= len(known) or layer.digest != known[n]), 0)
+    folders = _folders(engine, after)
+    return {
+        f"{number} {layer.step[:90]}": _gzipped(folders[number])
+        for number, layer in enumerate(new.layers)
+        if number >= same
+    }
+
+
+def _folders(engine: Engine, image: str) -> Sequence[Path]:
+    """Return the folder of each layer, the base's first."""
+    argv = [engine.program, "image", "inspect", "--format", "{{json .GraphDriver.Data}}", image]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    data = json.loads(done.stdout)
+    return [*(Path(folder) for folder in reversed(data["LowerDir"].split(":"))), Path(data["UpperDir"])]
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, data: bytes) -> int:
+        self.count += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def _gzipped(folder: Path) -> int:
+    counter = _Counter()
+    with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6) as sink, tarfile.open(fileobj=sink, mode="w|") as tar:  # type: ignore[call-overload]
+        tar.add(folder, arcname=".")
+    return counter.count
+
+
+def disk_left(path: Path) -> int:
+    """Return free bytes."""
+    return shutil.disk_usage(path).free
+
+
+def write_lock(path: Path, lock: Lock) -> Path:
+    """Write a lock."""
+    path.write_bytes(encode(lock))
+    return path
+
+
+def default_lock() -> Lock:
+    """Return the lock that comes with comfypod."""
+    return read_lock(None)
