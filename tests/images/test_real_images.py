@@ -8,24 +8,50 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.kit import engine
+from tests.kit.images import serve_git
 from tests.kit.pods import free_port
-from tests.kit.real_images import NODE, Container, problems, running
+from tests.kit.real_images import (
+    NODE,
+    Container,
+    RealImages,
+    default_lock,
+    make_node,
+    problems,
+    running,
+    with_node,
+    write_lock,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.kit.real_images import RealImages
-
-pytestmark = [pytest.mark.slow, pytest.mark.real, pytest.mark.engine]
+pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 # In order of disk: the first three share their layers.
 ALL = [("cpu", "slim"), ("cpu", "full"), ("4090", "slim"), ("5090", "slim")]
 _OPEN = {"COMFYPOD_AUTH": "none"}
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages]:
+    found = engine.found()
+    if isinstance(found, str):
+        pytest.skip(f"no container engine: {found}")
+    folder = tmp_path_factory.mktemp("real-images")
+    node = make_node(folder / "git")
+    lock = write_lock(folder / "comfypod.lock", with_node(default_lock(), node))
+    with serve_git(folder / "git") as address:
+        images = RealImages(folder, found, address, lock)
+        yield images
+        images.forget()
 
 
 @pytest.fixture(scope="session")

@@ -9,21 +9,27 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfypod.image.context import write_context
+from comfypod.image.layer import EPOCH
+from comfypod.image.network import network, secret_files
+from comfypod.image.request import Build
 from comfypod.lock.load import read_lock
 from comfypod.manifest.profiles import load_profiles
 from tests.kit import standin
+from tests.kit.engine import BASE
 from tests.kit.lab import until
 from tests.kit.lockable import TORCH, manifest_text, node
 from tests.kit.pods import free_port
@@ -31,16 +37,32 @@ from tests.kit.repos import Repository, make_repository
 from tests.kit.wheels import build_wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from comfypod.image.engine import Engine
+    from comfypod.image.recipe import Variant
 
 _UPSTREAM = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 # Where the lab's nodes are said to be; a mirror serves them, so that the lock is the same on every machine.
 GIT_HOST = "https://git.example.invalid/"
+# Answers everything on the port that it is given.
+_JUPYTER = """\
+#!python
+import http.server, sys
+
+class Routes(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "2"); self.end_headers(); self.wfile.write(b"{}")
+    def log_message(self, *words): pass
+
+port = next(int(word.partition("=")[2]) for word in sys.argv if word.startswith("--ServerApp.port="))
+http.server.ThreadingHTTPServer(("", port), Routes).serve_forever()
+"""
 
 
 @dataclass
 class Index:
-    """A package index over a folder; what it lacks it sends to the caller's own index.
+    """A package index over a folder; what it lacks it sends to the caller's own index, what apt asks for to Debian.
 
     With `login` ("user:password") it answers to nobody else. `requests` holds paths as they came.
     """
@@ -51,9 +73,13 @@ class Index:
     requests: list[str] = field(default_factory=list)
 
     @property
-    def url(self) -> str:
+    def root(self) -> str:
         who = f"{self.login}@" if self.login else ""
-        return f"http://{who}127.0.0.1:{self.port}/simple"
+        return f"http://{who}127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/simple"
 
     def files(self, name: str) -> list[Path]:
         """Return the files of a package."""
@@ -100,8 +126,12 @@ def _handler(index: Index) -> type[BaseHTTPRequestHandler]:
                 )  # fmt: skip
                 body = {"meta": {"api-version": "1.1"}, "name": name, "files": list(rows), "versions": []}
                 self._answer(200, {"Content-Type": "application/vnd.pypi.simple.v1+json"}, json.dumps(body).encode())
+            elif kind == "simple":
+                self._answer(302, {"Location": f"{upstream.rstrip('/')}/{name}/"})
+            elif kind in {"debian", "debian-security"}:
+                self._answer(302, {"Location": f"http://deb.debian.org{self.path}"})
             else:
-                self._answer(302 if kind == "simple" else 404, {"Location": f"{upstream.rstrip('/')}/{name}/"})
+                self._answer(404, {})
 
         do_HEAD = do_GET
 
@@ -155,13 +185,14 @@ class ImageLab:
 
     def __post_init__(self) -> None:
         self.tree = standin.tree(self.folder / "tree", release="0.30.0")
-        self.require("torch", "torchvision", "torchaudio", "bulk", "comfyui-frontend-package")
+        shutil.copy(Path(__file__).with_name("tiny_comfyui.py"), self.tree / "main.py")
+        self.require("torch", "torchvision", "torchaudio", "lab-bulk", "comfyui-frontend-package")
         for name, version in TORCH:
             build_wheel(self.index.folder, name, version)
-        suite = {"bulk/tests/test_bulk.py": "import bulk\n", "bulk/__init__.py": "x = 1\n"}
-        build_wheel(self.index.folder, "bulk", "1.0", modules=suite)
+        suite = {"lab_bulk/tests/test_bulk.py": "import lab_bulk\n", "lab_bulk/__init__.py": "x = 1\n"}
+        build_wheel(self.index.folder, "lab-bulk", "1.0", modules=suite)
         build_wheel(self.index.folder, "comfyui-frontend-package", "1.0")
-        build_wheel(self.index.folder, "jupyterlab", "4.0")
+        build_wheel(self.index.folder, "jupyterlab", "4.0", modules={"jupyterlab-4.0.data/scripts/jupyter-lab": _JUPYTER})
         self.lock = self.folder / "comfypod.lock"
 
     def require(self, *names: str) -> None:
@@ -200,12 +231,38 @@ class ImageLab:
             timeout=seconds, check=False, env={**os.environ, **self.environ, **environ},
         )  # fmt: skip
 
-    def build(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run `comfypod build` for the lock as it is."""
-        return self.run("build", "--lock", str(self.lock), "--network", "host", *arguments, **environ)
+    def build(self, tag: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run `comfypod build` of a slim `cpu` image for the lock as it is."""
+        given = ("build", "cpu", "--variant", "slim", "--engine", "docker", "--lock", str(self.lock), "--tag", tag)
+        return self.run(*given, "--network", "host", *arguments, **environ)
 
-    def write_context(self, folder: Path) -> Path:
-        """Write the build context of the lock as it is."""
-        lock = read_lock(self.lock)
-        write_context(lock, [load_profiles()[name] for name in self.profiles], folder, self.folder)
-        return folder
+    def edit_lock(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Tamper with the lock."""
+        body = json.loads(self.lock.read_text())
+        change(body)
+        self.lock.write_text(json.dumps(body))
+
+    @contextmanager
+    def request(self, profile: str, variant: Variant, tag: str, base: str) -> Iterator[Build]:
+        """Write the build context of the lock as it is, and yield how an engine is told to build from it."""
+        reached = network({**os.environ, **self.environ}, mode="host")
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder, secret_files(reached) as hidden:
+            context = Path(folder, "context")
+            write_context(read_lock(self.lock), [load_profiles()[name] for name in self.profiles], context, self.folder)
+            dockerfile = context / "Dockerfiles" / f"Dockerfile.{profile}"
+            yield Build(
+                context, dockerfile, variant, tag, args={"BASE": base}, secrets=hidden, network="host", timestamp=EPOCH
+            )  # fmt: skip
+
+    def image(
+        self, engine: Engine, tag: str, profile: str = "cpu", variant: Variant = "slim", *, base: str = BASE,
+        fresh: bool = False,
+    ) -> str:  # fmt: skip
+        """Build an image without trying it, `fresh` without the engine's cache; return the tag."""
+        with self.request(profile, variant, tag, base) as request:
+            argv = engine.build_command(request)
+            argv[-1:] = ["--no-cache", argv[-1]] if fresh else argv[-1:]
+            env = {**os.environ, **engine.environment}
+            done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=900, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return tag

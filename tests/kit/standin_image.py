@@ -6,15 +6,16 @@ It is laid out as the real ones are, from Debian's Python and the sources that a
 from __future__ import annotations
 
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.image.request import Build
+from comfypod.podfile import GpuNeed
 from tests.kit import standin
 from tests.kit.pods import ROOT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from comfypod.image.engine import Engine
 
 BASE = "debian:bookworm-slim"
@@ -29,7 +30,8 @@ sys.exit(main())
 _DOCKERFILE = f"""\
 ARG BASE={BASE}
 FROM ${{BASE}} AS standin
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 tini >/dev/null
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 tini >/dev/null \\
+    && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/comfypod/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin STANDIN_ORDERS={ORDERS}
 COPY opt /opt
 COPY etc /etc
@@ -40,12 +42,16 @@ CMD ["comfypod", "boot"]
 """
 
 
-def build(
-    engine: Engine, folder: Path, tag: str, orders: standin.Orders | None = None, **labels: str
-) -> str:  # fmt: skip
-    """Build the image as `tag`, with orders for the stand-in and labels by their last word; return the tag."""
-    context = folder / tag.replace(":", "-")
-    _context(context, orders or standin.Orders())
+def build(engine: Engine, folder: Path, tag: str, orders: standin.Orders | None = None, **labels: str) -> str:
+    """Build the image as `tag`, with orders for the stand-in, and labels by their last word; return the tag.
+
+    `capabilities` (CUDA's) make it one for a GPU.
+    """
+    context = Path(tempfile.mkdtemp(dir=folder))
+    need = None
+    if "capabilities" in labels:
+        need = GpuNeed(labels["profile"], "stand-in", tuple(labels["capabilities"].split()), int(labels["driver"]))
+    _context(context, orders or standin.Orders(), need)
     marks = {"profile": "cpu", "variant": "slim", **labels}
     found = engine.build(
         Build(
@@ -58,7 +64,7 @@ def build(
     return tag
 
 
-def _context(folder: Path, orders: standin.Orders) -> None:
+def _context(folder: Path, orders: standin.Orders, need: GpuNeed | None) -> None:
     opt, etc = folder / "opt", folder / "etc" / "comfypod"
     for made in (opt / "comfypod" / "bin", opt / "standin", etc):
         made.mkdir(parents=True)
@@ -68,5 +74,8 @@ def _context(folder: Path, orders: standin.Orders) -> None:
     shutil.copytree(ROOT / "src" / "comfypod", opt / "comfypod" / "lib" / "comfypod", ignore=ignored)
     standin.tree(opt / "comfyui")
     standin.orders(opt / "standin", orders)
-    facts = {"engine": "image", "python": "/usr/bin/python3", "comfyui_path": "/opt/comfyui", "variant": "slim"}
+    facts = {
+        "engine": "image", "python": "/usr/bin/python3", "comfyui_path": "/opt/comfyui", "variant": "slim",
+        "comfyui_args": (), "gpu": need,
+    }  # fmt: skip
     standin.pod_file(etc, opt / "comfyui", facts=facts, listen="auto", jupyter_listen="0.0.0.0")

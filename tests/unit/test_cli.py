@@ -91,6 +91,16 @@ def envelope(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
         (("doctor", "--profile", "none"), 2, "usage"),
         (("doctor", "--lock", "none.lock"), 4, "lock"),
         (("lock", "--manifest", "none.toml"), 2, "usage"),
+        (("build", "none"), 2, "usage"),
+        (("build", "cpu", "--lock", "none.lock"), 4, "lock"),
+        (("build", "cpu", "--platform", "linux/s390x"), 2, "usage"),
+        (("build", "cpu", "--ca", "none.pem"), 2, "usage"),
+        (("build", "cpu", "--", "x"), 2, "usage"),
+        (("render",), 2, "usage"),
+        (("render", "helm"), 2, "usage"),
+        (("render", "dockerfile"), 2, "usage"),
+        (("render", "dockerfile", "none"), 2, "usage"),
+        (("render", "all", "--lock", "none.lock", "--output", "out"), 4, "lock"),
         (("boot",), 2, "usage"),
         (("boot", "--set", "colour"), 2, "usage"),
     ],
@@ -109,6 +119,12 @@ def test_a_success_is_one_envelope_too(capsys: pytest.CaptureFixture[str], pod: 
     assert envelope(capsys, "health", "--json", *workspace)["data"] == {"probe": "/readyz", "word": "fine"}
     assert envelope(capsys, "health", "--live", "--json", *workspace)["data"]["probe"] == "/livez"
     assert envelope(capsys, "logs", "--json", "-n", "2", *workspace)["data"]["lines"] == ["two", "three"]
+
+
+def test_render_prints_the_file_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["render", "dockerfile", "cpu"], time.monotonic()) == 0
+    plain = capsys.readouterr().out
+    assert plain == envelope(capsys, "render", "--json", "dockerfile", "cpu")["data"]["text"]
 
 
 def test_the_process_ends_with_the_code_of_the_envelope_and_prints_nothing_else(tmp_path: Path) -> None:

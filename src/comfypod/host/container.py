@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -209,10 +210,10 @@ def _started(start: Start) -> str:
 
 
 def _refused(start: Start, error: HostError) -> HostError:
-    about_gpu = start.gpu and any(word in error.message.lower() for word in ("gpu", "nvidia", "cdi"))
-    return (
-        HostError(error.message, _NO_TOOLKIT["docker" if start.engine.is_docker else "podman"]) if about_gpu else error
-    )
+    if not start.gpu:
+        return error
+    hint = _NO_TOOLKIT["docker" if start.engine.is_docker else "podman"]
+    return HostError(error.message, f"if the GPU is what it refuses: {hint}")
 
 
 @dataclass(slots=True)
@@ -261,7 +262,13 @@ def _death(found: Container | None, said: Sequence[str], start: Start) -> Comfyp
         return HostError(f"the container {start.name} was removed while it started", "run `comfypod up` again")
     if found.out_of_memory:
         return HostError(f"the container {start.name} ran out of memory and was killed", "give it more memory")
-    return boot_error(found.exit_code, said, "run `comfypod up` without --detach to see all of it", start.layout)
+    error = boot_error(found.exit_code, said, "run `comfypod up` without --detach to see all of it", start.layout)
+    return type(error)(_outside(error.message, start.layout), _outside(error.hint, start.layout))
+
+
+def _outside(text: str, layout: Layout) -> str:
+    """Say where the workspace is on the host; boot knows it by its name inside."""
+    return re.sub(rf"(?<![\w./-]){WORKSPACE}(?![\w.-])", lambda _: str(layout.root), text)
 
 
 def down(layout: Layout, console: Console) -> Result | None:

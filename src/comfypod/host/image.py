@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from comfypod import files
 from comfypod.errors import HostError, SourceError, UsageError
-from comfypod.gpu import choose, probe, verdict
+from comfypod.gpu import choose, lack, probe, verdict
 from comfypod.host.wait import News
 from comfypod.image import detect
 from comfypod.image.bake import REPOSITORY
@@ -19,6 +19,7 @@ from comfypod.manifest.profiles import load_profiles, profile
 from comfypod.podfile import GpuNeed
 
 if TYPE_CHECKING:
+    from comfypod.gpu import Survey
     from comfypod.image.engine import Engine
     from comfypod.image.facts import Image
     from comfypod.lock.schema import Lock
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An image that is here, and the engine that has it."""
+    """An image that is here, and the engine that has it; `named` by the user, or else chosen by its profile."""
 
     engine: Engine
     reference: str
     image: Image
+    named: bool = True
 
     @property
     def profile(self) -> str:
@@ -58,13 +60,13 @@ def find_image(engine: str, reference: str | None, wanted: str, *, offline: bool
     engines = working(engine)
     for each in engines:
         if (image := each.image(named)) is not None:
-            return _ours(Choice(each, named, image), wanted)
-    lack = f"{' and '.join(each.name for each in engines)} has no image {named}"
+            return _ours(Choice(each, named, image, named=reference is not None), wanted)
+    missing = f"there is no image {named} in {' or '.join(each.name for each in engines)}"
     if reference is None:
         name = named.rpartition(":")[2]
-        raise HostError(lack, f"`comfypod build {name}` builds it; --image REF names another")
+        raise HostError(missing, f"`comfypod build {name}` builds it; --image REF names another")
     if offline:
-        raise HostError(f"{lack}, and --offline forbids fetching it", "leave --offline out once")
+        raise HostError(f"{missing}, and --offline forbids fetching it", "leave --offline out once")
     return _ours(Choice(engines[0], named, _fetched(engines[0], named, console)), wanted)
 
 
@@ -185,13 +187,20 @@ def gpu_options(choice: Choice, *, allow_cpu: bool, console: Console) -> tuple[s
     if not need.needs_gpu:
         return ()
     found = probe()
-    if reason := verdict(found, need):
+    if reason := lack(found, need):
         if not allow_cpu:
             raise HostError(
-                f"{reason}, or set COMFYPOD_ALLOW_CPU=1 to run on the CPU, slowly",
+                f"{reason}; {_remedy(choice, found, need)}, or set COMFYPOD_ALLOW_CPU=1 to run on the CPU, slowly",
                 "`comfypod doctor` shows what this machine has",
             )
         console.warning(f"{reason}; it runs on the CPU because COMFYPOD_ALLOW_CPU=1")
     if not found.gpus:
         return ()
     return ("--gpus", "all") if choice.engine.is_docker else ("--device", "nvidia.com/gpu=all")
+
+
+def _remedy(choice: Choice, found: Survey, need: GpuNeed) -> str:
+    """Say what to use instead: a profile, where the image was chosen by one."""
+    if choice.named:
+        return f"use an image of profile {choose(found, load_profiles()).profile.name}"
+    return verdict(found, need).rpartition("; ")[2]

@@ -29,6 +29,7 @@ COMFYPOD = "/opt/comfypod"
 _CUDA_BYTES = 1_000_000_000
 _OTHER_BYTES = 400_000_000
 _OWN_LAYER_BYTES = 5_000_000
+_SEVERAL = frozenset({"cuda", "packages"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +168,8 @@ def _portions(group: _Group, packages: Iterable[Package]) -> list[tuple[str, tup
         if not bins or sum(each.download_bytes for each in bins[-1]) + package.download_bytes > group.most:
             bins.append([])
         bins[-1].append(package)
-    if len(bins) == 1:
-        return [(group.name, tuple(bins[0]))]
-    return [(f"{group.name}-{number}", tuple(each)) for number, each in enumerate(bins, 1)]
+    numbered = group.name in _SEVERAL
+    return [(f"{group.name}-{number}" if numbered else group.name, tuple(each)) for number, each in enumerate(bins, 1)]
 
 
 def _own_layers(group: _Group, packages: list[Package]) -> list[tuple[str, tuple[Package, ...]]]:

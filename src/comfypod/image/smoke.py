@@ -35,6 +35,8 @@ _NEWS_SECONDS = 15.0
 # Emulation runs Python about ten times slower.
 _EMULATED = 10.0
 _LOG = "/workspace/logs/comfyui.log"
+# ComfyUI may colour its log, and puts its level before what it says.
+_DRESS = re.compile(r"^(?:\x1b\[[0-9;]*m)*\[[A-Z]+\](?:\x1b\[[0-9;]*m)* |\x1b\[[0-9;]*m", re.MULTILINE)
 _IMPORT = re.compile(r"^\s*[\d.]+ seconds(?P<failed> \(IMPORT FAILED\))?: (?P<path>\S.*)$", re.MULTILINE)
 _CANNOT = re.compile(r"Cannot import (?P<path>.+?) module for custom nodes: (?P<reason>.*)")
 _OURS = re.compile(r"^(?:WARNING|ERROR) (?P<text>.*)$", re.MULTILINE)
@@ -153,7 +155,7 @@ def nodes_import(log: str, wanted: Iterable[str]) -> str:
     Raises:
         ImageError: some were not; each is named with the reason.
     """
-    names = list(wanted)
+    names, log = list(wanted), _DRESS.sub("", log)
     failed = {PurePosixPath(found["path"]).name: bool(found["failed"]) for found in _IMPORT.finditer(log)}
     reasons = {PurePosixPath(found["path"]).name: found["reason"] for found in _CANNOT.finditer(log)}
     broken = [

@@ -26,12 +26,13 @@ _SECONDS = 900.0
 _EMULATED_SECONDS = 3 * 3600.0
 _ABSENT = (
     "/root/.cache", "/root/.local", "/run/secrets/build", "/run/secrets/ca", "/run/secrets/apt", "/run/secrets/sources",
-    "/build", "/layers", "/opt/comfyui/.git", "/var/lib/apt/lists/lock",
+    "/layers", "/opt/comfyui/.git", "/var/lib/apt/lists/lock",
 )  # fmt: skip
 # Whatever a build leaves behind when it is not told otherwise; the file systems of the kernel are not the image's.
 _LEFT_OVER = (
     "find / -xdev \\( -path /proc -o -path /sys \\) -prune -o "
-    "\\( -name .git -o -path '*/.cache/pip' -o -path '*/.cache/uv' -o -name 'pip-*' -path '/tmp/*' \\) -print"
+    "\\( -name .git -o -path '*/.cache/pip' -o -path '*/.cache/uv' -o -name 'pip-*' -path '/tmp/*' "
+    "-o -type f -path '/run/build/*' \\) -print"
 )
 
 

@@ -36,7 +36,7 @@ class Machine:
         self._set()
 
     def _set(self) -> None:
-        self._monkeypatch.setattr(detect.os, "get_exec_path", lambda: self.folders)
+        self._monkeypatch.setattr("comfypod.image.detect.os.get_exec_path", lambda: self.folders)
 
     def program(self, name: str, *cases: str) -> str:
         """Put a program on the PATH behind those that are there; a case is `PATTERN) COMMANDS`."""
@@ -112,7 +112,7 @@ def test_no_engine_at_all_says_what_to_install(machine: Machine) -> None:
     assert "apt install docker.io" in caught.value.hint
     for name in ("docker", "podman", "buildah"):
         with pytest.raises(HostError, match=f"{name} is not on the PATH"):
-            find(name)  # type: ignore[arg-type]
+            find(name)
 
 
 def test_podman_is_taken_where_docker_does_not_work(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
