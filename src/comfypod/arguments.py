@@ -29,7 +29,7 @@ examples:
   comfypod build cpu --dry-run                        show layers, base, tags and the command; build nothing
   comfypod build cpu --platform linux/arm64           for another machine, emulated
   comfypod build 5090 --base debian@sha256:...        on another base; a tag will do when the image is here
-  comfypod build 4090 --tag registry.example/comfyui:4090 --push
+  comfypod build 4090 --repository ghcr.io/me/comfypod --push
   comfypod build cpu --network host --index http://127.0.0.1:3141/simple
   comfypod build cpu --git-mirror https://github.com/=https://git.example/github/
 
@@ -163,6 +163,9 @@ def _add_build(verbs: _Verbs) -> None:
     build.add_argument("--base", metavar="REF", help="base image, by digest or here already (default: the profile's)")
     build.add_argument(
         "--tag", metavar="NAME:TAG", help="the only tag, in place of comfypod:VERSION and comfypod:PROFILE"
+    )
+    build.add_argument(
+        "--repository", default="comfypod", metavar="NAME", help="what the two tags are of (default comfypod)"
     )
     build.add_argument("--push", action="store_true", help="push the tags once the image works")
     build.add_argument("--dry-run", action="store_true", help="show what would be built, and build nothing")

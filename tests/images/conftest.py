@@ -11,14 +11,15 @@ from tests.kit import engine
 from tests.kit.images import ImageLab, serve_git, serve_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.kit.images import Index
 
 
 @pytest.fixture(scope="session")
 def docker() -> Iterator[engine.Docker]:
-    """Give docker; what it has more of afterwards under the lab's names is removed, by name."""
+    """Give docker; what it has under the lab's names afterwards is removed, by name."""
     found = engine.found()
     if isinstance(found, str):
         pytest.skip(f"no engine, see test_engine_is_there: {found}")
@@ -31,7 +32,7 @@ def docker() -> Iterator[engine.Docker]:
 
 @dataclass(frozen=True)
 class Servers:
-    """What labs are locked and built from."""
+    """What a lab is locked and built from; each test has its own."""
 
     index: Index
     git: str
@@ -43,3 +44,22 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     (tmp_path / "git").mkdir()
     with serve_index(tmp_path / "wheels") as index, serve_git(tmp_path / "git") as git:
         yield Servers(index, git)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, servers: Servers) -> ImageLab:
+    """Give a lab with a node, not locked yet."""
+    made = ImageLab(tmp_path, servers.index, servers.git)
+    made.add_node("lab-node", {"__init__.py": "NODE_CLASS_MAPPINGS = {}\n"})
+    return made
+
+
+@pytest.fixture(scope="session")
+def system(docker: engine.Docker, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name a base that has Debian's packages already, for builds that may not use the cache."""
+    folder = tmp_path_factory.mktemp("system")
+    (folder / "wheels").mkdir()
+    with serve_index(folder / "wheels") as index:
+        made = ImageLab(folder, index, "")
+        made.make_lock()
+        return made.image(docker.engine, f"{engine.LAB}-system:1", stage="system")

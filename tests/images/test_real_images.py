@@ -19,6 +19,7 @@ from tests.kit.images import serve_git
 from tests.kit.pods import free_port
 from tests.kit.real_images import (
     NODE,
+    REPOSITORY,
     Container,
     RealImages,
     default_lock,
@@ -50,6 +51,7 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages
     lock = write_lock(folder / "comfypod.lock", with_node(default_lock(), node))
     with serve_git(folder / "git") as address:
         images = RealImages(folder, found, address, lock)
+        images.forget()
         yield images
         images.forget()
 
@@ -77,8 +79,8 @@ def test_h6_every_image_boots_on_cpu_loads_all_baked_nodes_and_runs_a_workflow_b
     assert ("jupyter" in checks) == (variant == "full")
     assert checks["nodes"]["detail"] == "1 of 1 import"
     fixed, moving = result["tags"]
-    assert fixed.startswith(f"comfypod:0.30.0-{profile}-{variant}-")
-    assert moving == f"comfypod:{profile}" + ("" if variant == "full" else "-slim")
+    assert fixed.startswith(f"{REPOSITORY}:0.30.0-{profile}-{variant}-")
+    assert moving == f"{REPOSITORY}:{profile}" + ("" if variant == "full" else "-slim")
     assert all(real_images.engine.image(tag) is not None for tag in result["tags"])
 
 
@@ -105,9 +107,7 @@ def test_a7_a_workspace_that_is_no_mount_is_warned_about_and_works(real_images: 
         assert "KitInvert" in container.nodes()
 
 
-def test_a11_no_network_at_all_first_boot_and_later_boots(
-    real_images: RealImages, cpu: str, tmp_path: Path
-) -> None:
+def test_a11_no_network_at_all_first_boot_and_later_boots(real_images: RealImages, cpu: str, tmp_path: Path) -> None:
     for boot in range(3):
         with running(real_images.engine, cpu, "--network", "none", "-v", f"{tmp_path}/ws:/workspace") as container:
             status = container.wait_ready()
@@ -208,7 +208,10 @@ def test_f6_a_read_only_root_with_a_tmpfs_starts(real_images: RealImages, cpu: s
 
 
 def test_f8_the_architecture_inside_is_the_machines(real_images: RealImages, cpu: str) -> None:
-    code = "import json, platform; print(json.dumps([platform.machine(), json.load(open('/etc/comfypod/pod.json'))['arch']]))"
+    code = (
+        "import json, platform\n"
+        "print(json.dumps([platform.machine(), json.load(open('/etc/comfypod/pod.json'))['arch']]))"
+    )
     machine, arch = python_of(real_images, cpu, code)
     assert machine == arch == os.uname().machine
 
@@ -241,7 +244,8 @@ def test_h5_an_image_is_little_more_than_its_wheels_unpacked_and_slim_is_smaller
         "import json, os\n"
         "def size(top): return sum(os.lstat(os.path.join(f, n)).st_size for f, _, ns in os.walk(top) for n in ns"
         " if not n.endswith('.pyc'))\n"
-        "print(json.dumps(sum(size(top) for top in ('/opt/venv', '/opt/comfypod', '/opt/jupyter') if os.path.isdir(top))))"
+        "tops = [top for top in ('/opt/venv', '/opt/comfypod', '/opt/jupyter') if os.path.isdir(top)]\n"
+        "print(json.dumps(sum(map(size, tops))))"
     )
     base = real_images.engine.image("debian:bookworm-slim")
     assert base is not None
@@ -255,9 +259,7 @@ def test_no_layer_is_much_larger_than_1_5_gb(real_images: RealImages, cpu: str) 
     assert max(sizes.values()) < 1.9e9, sizes
 
 
-def test_the_seeds_run_line_works_on_a_folder_that_docker_makes(
-    real_images: RealImages, tmp_path: Path
-) -> None:
+def test_the_seeds_run_line_works_on_a_folder_that_docker_makes(real_images: RealImages, tmp_path: Path) -> None:
     image, port, jupyter = real_images.image("cpu", "full"), free_port(), free_port()
     workspace = tmp_path / "test-workspace"
     options = ("-p", f"127.0.0.1:{port}:8188", "-p", f"127.0.0.1:{jupyter}:8888", "-v", f"{workspace}:/workspace")

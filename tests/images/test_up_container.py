@@ -16,8 +16,9 @@ import pytest
 
 from comfypod import control
 from comfypod.errors import HostError
-from comfypod.host.container import WORKSPACE_LABEL, name_of
+from comfypod.host.start import WORKSPACE_LABEL, name_of
 from comfypod.image import detect
+from comfypod.podfile import GpuNeed
 from comfypod.workspace.layout import Layout
 from tests.kit import driver, engine, standin_image
 from tests.kit.lab import until
@@ -46,7 +47,7 @@ class Images:
 
 
 @pytest.fixture(scope="session")
-def docker() -> Engine:
+def local() -> Engine:
     found = engine.found()
     if isinstance(found, str):
         if os.environ.get("CI") == "true":
@@ -56,18 +57,18 @@ def docker() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def images(docker: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+def images(local: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     folder, name = tmp_path_factory.mktemp("standin-images"), f"comfypod-standin-{os.getpid()}"
-    gpu = {"profile": "4090", "driver": "525", "capabilities": "8.9"}
+    need = GpuNeed("4090", "stand-in", ("8.9",), 525)
     found = Images(
-        standin_image.build(docker, folder, f"{name}:works"),
-        standin_image.build(docker, folder, f"{name}:dies", Orders(die=7)),
-        standin_image.build(docker, folder, f"{name}:slow", Orders(slow=3600)),
-        standin_image.build(docker, folder, f"{name}:gpu", **gpu),
+        standin_image.build(local, folder, f"{name}:works"),
+        standin_image.build(local, folder, f"{name}:dies", Orders(die=7)),
+        standin_image.build(local, folder, f"{name}:slow", Orders(slow=3600)),
+        standin_image.build(local, folder, f"{name}:gpu", need=need),
     )
     yield found
     for each in (found.works, found.dies, found.slow, found.gpu):
-        docker.remove_image(each)
+        local.remove_image(each)
 
 
 @dataclass
@@ -132,13 +133,13 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, docker: Engine, images: Images) -> Iterator[Host]:
+def host(tmp_path: Path, local: Engine, images: Images) -> Iterator[Host]:
     """A host whose test leaves no container behind, whatever went wrong in it."""
-    host = Host(tmp_path, docker, images.works)
+    host = Host(tmp_path, local, images.works)
     yield host
     left = host.container()
     if left is not None:
-        docker.remove(left.id)
+        local.remove(left.id)
     assert left is None
 
 
@@ -169,13 +170,13 @@ def test_from_an_image_to_a_ready_pod_and_back(host: Host) -> None:
     assert host.down().returncode == 0
 
 
-def test_podman_does_the_same(tmp_path: Path, docker: Engine, images: Images) -> None:
+def test_podman_does_the_same(tmp_path: Path, local: Engine, images: Images) -> None:
     try:
         podman = detect.find("podman", building=False)
     except HostError as error:
         pytest.skip(error.message)
     bundle = tmp_path / "image.tar"
-    subprocess.run([docker.program, "save", "--output", str(bundle), images.works], check=True)
+    subprocess.run([local.program, "save", "--output", str(bundle), images.works], check=True)
     subprocess.run([podman.program, "load", "--quiet", "--input", str(bundle)], check=True, capture_output=True)
     host = Host(tmp_path, podman, f"localhost/{images.works}")
     try:
@@ -358,7 +359,9 @@ def test_a_container_that_was_killed_is_put_away(host: Host, verb: str) -> None:
     assert verb == "up" or "which had ended" in done.stdout
 
 
-def test_a_container_that_was_never_started_is_put_away(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_container_that_was_never_started_is_put_away(host: Host) -> None:
+    """Slow because it waits for a start that does not come, as another `up` may be about to do it."""
     label = f"{WORKSPACE_LABEL}={host.layout.root}"
     argv = [host.engine.program, "create", "--name", name_of(host.layout), "--label", label, host.image]
     subprocess.run(argv, check=True, capture_output=True)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import os
 import subprocess
 import tarfile
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from comfypod.errors import HostError
 from comfypod.image.detect import find
 from comfypod.manifest.profiles import load_profiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from comfypod.image.engine import Engine
+    from comfypod.image.facts import Image
 
 BASE = load_profiles()["cpu"].base
+# Names of images that a session makes and removes begin so.
+LAB = "comfypod-lab"
 SETUP = "`bash tests/kit/engine.sh` installs and starts what is missing"
 
 
@@ -73,13 +73,15 @@ class Docker:
         """Return the names of all images."""
         return set(self.ask("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split())
 
-    def inspect(self, image: str) -> dict[str, Any]:
-        body: dict[str, Any] = json.loads(self.ask("image", "inspect", image))[0]
-        return body
+    def image(self, name: str) -> Image:
+        """Return what the engine knows of an image that is here."""
+        found = self.engine.image(name)
+        assert found is not None, name
+        return found
 
     def layers(self, image: str) -> list[str]:
         """Return the digests of an image's layers, uncompressed."""
-        return list(self.inspect(image)["RootFS"]["Layers"])
+        return [layer.digest for layer in self.image(image).layers]
 
     @contextmanager
     def exported(self, image: str) -> Iterator[tarfile.TarFile]:
@@ -121,5 +123,5 @@ def _read(bundle: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _entry(bundle: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
-    contents = member.linkname if member.linkname else hashlib.sha256(_read(bundle, member)).hexdigest()
+    contents = member.linkname or hashlib.sha256(_read(bundle, member)).hexdigest()
     return Entry(member.type.decode("ascii"), member.mode, (member.uid, member.gid), contents)

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from comfypod.image.engine import Engine
-    from comfypod.image.recipe import Variant
 
 _UPSTREAM = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 # Where the lab's nodes are said to be; a mirror serves them, so that the lock is the same on every machine.
@@ -133,7 +133,8 @@ def _handler(index: Index) -> type[BaseHTTPRequestHandler]:
             else:
                 self._answer(404, {})
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def _answer(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
             self.send_response(status)
@@ -192,12 +193,22 @@ class ImageLab:
         suite = {"lab_bulk/tests/test_bulk.py": "import lab_bulk\n", "lab_bulk/__init__.py": "x = 1\n"}
         build_wheel(self.index.folder, "lab-bulk", "1.0", modules=suite)
         build_wheel(self.index.folder, "comfyui-frontend-package", "1.0")
-        build_wheel(self.index.folder, "jupyterlab", "4.0", modules={"jupyterlab-4.0.data/scripts/jupyter-lab": _JUPYTER})
+        build_wheel(
+            self.index.folder, "jupyterlab", "4.0", modules={"jupyterlab-4.0.data/scripts/jupyter-lab": _JUPYTER}
+        )
         self.lock = self.folder / "comfypod.lock"
 
     def require(self, *names: str) -> None:
         """Let ComfyUI's tree ask for these packages and no others."""
         (self.tree / "requirements.txt").write_text("".join(f"{name}\n" for name in names))
+
+    def make_unlike_any(self) -> None:
+        """Give tree, wheel and nodes contents that no engine has built before and kept in its cache."""
+        line = f"# {secrets.token_hex(8)}\n"
+        (self.tree / "unlike.py").write_text(line)
+        build_wheel(self.index.folder, "lab-bulk", "1.0", modules={"lab_bulk/__init__.py": line})
+        for repository in self.nodes.values():
+            repository.commit({"unlike.py": line})
 
     @property
     def mirrors(self) -> str:
@@ -224,11 +235,11 @@ class ImageLab:
         assert done.returncode == 0, done.stdout + done.stderr
         return self.lock
 
-    def run(self, *arguments: str, seconds: float = 600, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `comfypod` beside the manifest."""
         return subprocess.run(
             [sys.executable, "-m", "comfypod", *arguments], cwd=self.folder, capture_output=True, text=True,
-            timeout=seconds, check=False, env={**os.environ, **self.environ, **environ},
+            timeout=600, check=False, env={**os.environ, **self.environ, **environ},
         )  # fmt: skip
 
     def build(self, tag: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -243,7 +254,7 @@ class ImageLab:
         self.lock.write_text(json.dumps(body))
 
     @contextmanager
-    def request(self, profile: str, variant: Variant, tag: str, base: str) -> Iterator[Build]:
+    def request(self, profile: str, stage: str, tag: str, base: str) -> Iterator[Build]:
         """Write the build context of the lock as it is, and yield how an engine is told to build from it."""
         reached = network({**os.environ, **self.environ}, mode="host")
         with tempfile.TemporaryDirectory(dir=self.folder) as folder, secret_files(reached) as hidden:
@@ -251,15 +262,15 @@ class ImageLab:
             write_context(read_lock(self.lock), [load_profiles()[name] for name in self.profiles], context, self.folder)
             dockerfile = context / "Dockerfiles" / f"Dockerfile.{profile}"
             yield Build(
-                context, dockerfile, variant, tag, args={"BASE": base}, secrets=hidden, network="host", timestamp=EPOCH
+                context, dockerfile, stage, tag, args={"BASE": base}, secrets=hidden, network="host", timestamp=EPOCH
             )  # fmt: skip
 
     def image(
-        self, engine: Engine, tag: str, profile: str = "cpu", variant: Variant = "slim", *, base: str = BASE,
+        self, engine: Engine, tag: str, profile: str = "cpu", stage: str = "slim", *, base: str = BASE,
         fresh: bool = False,
     ) -> str:  # fmt: skip
         """Build an image without trying it, `fresh` without the engine's cache; return the tag."""
-        with self.request(profile, variant, tag, base) as request:
+        with self.request(profile, stage, tag, base) as request:
             argv = engine.build_command(request)
             argv[-1:] = ["--no-cache", argv[-1]] if fresh else argv[-1:]
             env = {**os.environ, **engine.environment}

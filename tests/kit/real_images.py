@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from comfypod.lock.schema import Lock
 
 NODE = "kit_node"
+REPOSITORY = "comfypod-kit"
 NODE_FILES = {
     "__init__.py": """
 class Invert:
@@ -81,7 +82,8 @@ class RealImages:
         return subprocess.run(
             [
                 sys.executable, "-m", "comfypod", "build", profile, "--variant", variant, "--lock", str(self.lock),
-                "--network", "host", "--git-mirror", f"{GIT_HOST}={self.git}", "--json", *more,
+                "--network", "host", "--git-mirror", f"{GIT_HOST}={self.git}", "--repository", REPOSITORY, "--json",
+                *more,
             ],
             capture_output=True, text=True, check=False, cwd=self.folder, timeout=3600,
             env={**os.environ, "COMFYPOD_DATA": str(self.folder / "data")},
@@ -90,20 +92,26 @@ class RealImages:
     def result(self, profile: str, variant: str) -> dict[str, Any]:
         """Return what the build said of an image."""
         if (profile, variant) not in self.results:
+            self._make_room(profile)
             done = self.build(profile, variant)
             assert done.returncode == 0, done.stdout + done.stderr[-4000:]
             self.results[profile, variant] = json.loads(done.stdout)["data"]["images"][0]
         return self.results[profile, variant]
+
+    def _make_room(self, profile: str) -> None:
+        """Give up what earlier builds cached where the next one shares nothing with them: both do not fit on 40 GB."""
+        if profile == "5090" and os.environ.get("CI") == "true":
+            argv = [self.engine.program, "builder", "prune", "--force"]
+            subprocess.run(argv, check=True, capture_output=True, timeout=600)
 
     def image(self, profile: str, variant: str) -> str:
         """Return the tag of an image that never moves."""
         return str(self.result(profile, variant)["tags"][0])
 
     def forget(self) -> None:
-        """Remove the tags."""
-        for result in self.results.values():
-            for tag in result["tags"]:
-                self.engine.remove_image(tag)
+        """Remove every image of this repository, also what an earlier session that was killed has left."""
+        for name in self.engine.ask("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY).split():
+            self.engine.remove_image(name)
 
 
 @dataclass
@@ -147,7 +155,8 @@ class Container:
         """Ask over HTTP from inside: status and body."""
         code = (
             "import urllib.request as r, urllib.error as e\n"
-            f"try: a = r.urlopen('http://127.0.0.1:{port}{path}', timeout=60); print(a.status); print(a.read().decode())\n"
+            f"try:\n a = r.urlopen('http://127.0.0.1:{port}{path}', timeout=60)\n print(a.status)\n"
+            " print(a.read().decode())\n"
             "except e.HTTPError as x: print(x.code); print(x.read().decode())\n"
         )
         status, _, body = self.python(code, "/opt/comfypod/bin/python").partition("\n")
@@ -210,8 +219,11 @@ class _Counter:
 
 def _gzipped(folder: Path) -> int:
     counter = _Counter()
-    with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6) as sink, tarfile.open(fileobj=sink, mode="w|") as tar:  # type: ignore[call-overload]
-        tar.add(folder, arcname=".")
+    with (
+        gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6) as sink,
+        tarfile.open(fileobj=sink, mode="w|") as bundle,
+    ):
+        bundle.add(folder, arcname=".")
     return counter.count
 
 

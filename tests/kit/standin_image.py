@@ -42,17 +42,15 @@ CMD ["comfypod", "boot"]
 """
 
 
-def build(engine: Engine, folder: Path, tag: str, orders: standin.Orders | None = None, **labels: str) -> str:
-    """Build the image as `tag`, with orders for the stand-in, and labels by their last word; return the tag.
-
-    `capabilities` (CUDA's) make it one for a GPU.
-    """
+def build(
+    engine: Engine, folder: Path, tag: str, orders: standin.Orders | None = None, *, need: GpuNeed | None = None
+) -> str:
+    """Build the image as `tag`, with orders for the stand-in; return the tag. With `need` it is one for a GPU."""
     context = Path(tempfile.mkdtemp(dir=folder))
-    need = None
-    if "capabilities" in labels:
-        need = GpuNeed(labels["profile"], "stand-in", tuple(labels["capabilities"].split()), int(labels["driver"]))
     _context(context, orders or standin.Orders(), need)
-    marks = {"profile": "cpu", "variant": "slim", **labels}
+    marks = {"profile": "cpu", "variant": "slim"}
+    if need is not None:
+        marks |= {"profile": need.name, "driver": str(need.driver), "capabilities": " ".join(need.capabilities)}
     found = engine.build(
         Build(
             context, context / "Dockerfile", "standin", tag, network="host",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import struct
 import sys
 import time
@@ -22,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--listen", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8188)
-    parser.add_argument("--base-directory", default=os.path.dirname(os.path.abspath(__file__)))
+    parser.add_argument("--base-directory", default=Path(__file__).parent)
     parser.add_argument("--extra-model-paths-config")
     options, _ = parser.parse_known_args()
     places = [Path(options.base_directory, "custom_nodes")]
@@ -89,7 +88,9 @@ def picture(prompt: dict[str, dict[str, dict[str, int]]]) -> bytes:
     width, height = next((each["width"], each["height"]) for each in inputs if "upscale_method" in each)
     row = b"\0" + colour.to_bytes(3, "big") * width
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * height)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * height)) + chunk(b"IEND", b"")
+    )
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -5,7 +5,6 @@ The container shares the host's network, so addresses, ports and the control pla
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -15,11 +14,21 @@ from typing import TYPE_CHECKING, Any
 from comfypod import proc
 from comfypod.errors import BusyError, ComfypodError, HostError
 from comfypod.host.image import ensure_built_from, ensure_platform, find_image, gpu_options, present
+from comfypod.host.start import (
+    STOP_LABEL,
+    WORKSPACE,
+    WORKSPACE_LABEL,
+    Start,
+    boot_command,
+    environment,
+    name_of,
+    place_of,
+    run_options,
+)
 from comfypod.host.startable import ensure_ports, ensure_unused
 from comfypod.host.wait import boot_error, stop_limit, until_ready
-from comfypod.image.labels import PREFIX
 from comfypod.result import Result
-from comfypod.settings import TABLE, Settings, resolve, secret_variables
+from comfypod.settings import resolve
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 
@@ -32,58 +41,18 @@ if TYPE_CHECKING:
     from comfypod.lock.schema import Lock
     from comfypod.log import Console
 
-WORKSPACE = "/workspace"
-WORKSPACE_LABEL = f"{PREFIX}.workspace"
-_STOP_LABEL = f"{PREFIX}.stop-seconds"
-
-# An image is made for a network of its own; on the host's these are decided here, whatever it says.
-_DECIDED = ("listen", "port", "jupyter_listen", "jupyter_port", "control_listen", "control_port", "on_failure")
-_NOT_PASSED = frozenset({"COMFYPOD_WORKSPACE", "COMFYPOD_DATA", run.MARK})
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-_PASSED = frozenset({
-    "HF_TOKEN", "CIVITAI_TOKEN", *_PROXIES, *(name.upper() for name in _PROXIES),
-    *(name for row in TABLE for name in row.variables),
-})  # fmt: skip
-
-_SHARED_MEMORY = "1g"
 _LOOK_SECONDS = 0.5
 _STARTING_SECONDS = 10.0
 _REMOVAL_SECONDS = 10.0
 _KILLED = 137
 _COMING_OR_GOING = ("created", "configured", "initialized", "removing")
-_LIVING = ("created", "configured", "initialized", "running", "paused")
+_RUNNING = ("running", "paused", "restarting", "stopping")
+_LIVING = ("created", "configured", "initialized", *_RUNNING)
 _NO_TOOLKIT = {
     "docker": "install nvidia-container-toolkit, run `sudo nvidia-ctk runtime configure --runtime=docker` and "
     "restart docker",
     "podman": "install nvidia-container-toolkit and run `sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """One container to start; `gpu` are the options that hand it the GPU."""
-
-    engine: Engine
-    image: str
-    layout: Layout
-    options: tuple[str, ...]
-    gpu: tuple[str, ...]
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """The container's name, one per workspace."""
-        return name_of(self.layout)
-
-
-def name_of(layout: Layout) -> str:
-    """Return the name of the container that runs on a workspace."""
-    return f"comfypod-{hashlib.sha256(os.fsencode(_place(layout))).hexdigest()[:12]}"
-
-
-def _place(layout: Layout) -> str:
-    return str(layout.root.resolve())
 
 
 def up(options: Options, built: Mapping[str, str], lock: Lock | None, console: Console) -> Result:
@@ -116,60 +85,30 @@ def up(options: Options, built: Mapping[str, str], lock: Lock | None, console: C
     return until_ready(pod, layout, settings, options.wait, console)
 
 
-def run_options(layout: Layout, settings: Settings) -> tuple[str, ...]:
-    """Return the engine's options for a pod on a workspace."""
-    place, limit = _place(layout), str(round(stop_limit(settings.stop_seconds)))
-    source = place.replace('"', '""')
-    return (
-        "--name", name_of(layout), "--label", f"{WORKSPACE_LABEL}={place}", "--label", f"{_STOP_LABEL}={limit}",
-        "--mount", f'type=bind,"source={source}",destination={WORKSPACE}',
-        "--network", "host", "--shm-size", _SHARED_MEMORY, "--stop-timeout", limit, "--restart", "no",
-        "--pull", "never",
-    )  # fmt: skip
-
-
-def boot_command(settings: Settings, arguments: Mapping[str, str], *, json_end: bool) -> tuple[str, ...]:
-    """Return what the container runs: boot, with what the command line says and the host decides."""
-    shown = settings.shown()
-    given = {**arguments, **{name: shown[name]["value"] for name in _DECIDED}}
-    sets = (f"--set={name}={value}" for name, value in given.items() if name != "workspace")
-    return ("comfypod", "boot", *(["--json"] * json_end), *sets)
-
-
-def environment(settings: Settings, environ: Mapping[str, str], *, podman: bool) -> dict[str, str]:
-    """Return the container's own variables: the caller's settings, secrets by value, who owns what it writes."""
-    names = {name for name in environ if name.startswith("COMFYPOD_") or name in _PASSED}
-    passed = {name: environ[name] for name in sorted(names - _NOT_PASSED - secret_variables()) if environ[name]}
-    secrets = {row.variables[0]: getattr(settings, row.name) for row in TABLE if row.secret}
-    return {**_owner(settings, podman=podman), **passed, **{name: value for name, value in secrets.items() if value}}
-
-
-def _owner(settings: Settings, *, podman: bool) -> dict[str, str]:
-    """Let files belong to the caller. Root leaves it to boot; to podman of anyone else, that user is root inside."""
-    if os.geteuid() == 0 or settings.puid or settings.pgid:
-        return {}
-    return {"PUID": "0" if podman else str(os.geteuid()), "PGID": "0" if podman else str(os.getegid())}
-
-
 def _ensure_alone(engine: Engine, layout: Layout, console: Console) -> None:
     """Refuse a workspace whose container lives; remove one that has ended and was kept for what it printed."""
     found = engine.container(name_of(layout))
-    deadline = time.monotonic() + _STARTING_SECONDS
-    # Another `up` is about to start it, or was killed before it could.
-    if found is not None and found.state in _COMING_OR_GOING:
-        console.line(f"the container {found.name} is {found.state}; waiting for it")
-    while found is not None and found.state in _COMING_OR_GOING and time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
-        found = engine.container(found.id)
-    if found is None:
-        return
-    if found.labels.get(WORKSPACE_LABEL) != _place(layout):
+    if found is not None and found.labels.get(WORKSPACE_LABEL) != place_of(layout):
         raise HostError(
             f"there is a container {found.name} that comfypod did not make", f"rename it (`{engine.name} rename`)"
         )
-    if found.state in _LIVING and found.state not in _COMING_OR_GOING:
+    if found is not None and found.state in _COMING_OR_GOING:
+        console.line(f"the container {found.name} is {found.state}; waiting for it")
+        found = _settled(engine, found)
+    if found is None:
+        return
+    if found.state in _RUNNING:
         raise _in_use(layout, found.name)
     _remove(engine, found.id)
+
+
+def _settled(engine: Engine, container: Container) -> Container | None:
+    """Wait for what another `up` is about to start; one that was killed before it could leaves it as it is."""
+    deadline, found = time.monotonic() + _STARTING_SECONDS, engine.container(container.id)
+    while found is not None and found.state in _COMING_OR_GOING and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        found = engine.container(container.id)
+    return found
 
 
 def _in_use(layout: Layout, name: str) -> BusyError:
@@ -290,12 +229,12 @@ def down(layout: Layout, console: Console) -> Result | None:
 def _container(engine: Engine, layout: Layout) -> Container | None:
     """Return the container of a workspace; by its name, since a label's value is not safe in every engine's filter."""
     found = engine.container(name_of(layout))
-    return found if found is not None and found.labels.get(WORKSPACE_LABEL) == _place(layout) else None
+    return found if found is not None and found.labels.get(WORKSPACE_LABEL) == place_of(layout) else None
 
 
 def _ended(engine: Engine, container: Container) -> bool:
     """Stop and remove a container; True when it had to be killed."""
-    limit = container.labels.get(_STOP_LABEL, "")
+    limit = container.labels.get(STOP_LABEL, "")
     engine.stop(container.id, float(limit) if limit.isdecimal() else stop_limit(4))
     after = engine.container(container.id)
     _remove(engine, container.id)

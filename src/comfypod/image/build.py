@@ -17,6 +17,7 @@ from comfypod import files
 from comfypod.errors import HostError, ImageError, SourceError, UsageError
 from comfypod.host.store import data_folder
 from comfypod.image import context, plan, smoke, structure
+from comfypod.image.bake import REPOSITORY
 from comfypod.image.detect import find
 from comfypod.image.labels import PREFIX
 from comfypod.image.layer import EPOCH
@@ -54,6 +55,7 @@ class Options:
     platform: str | None = None
     base: str | None = None
     tag: str | None = None
+    repository: str = REPOSITORY
     push: bool = False
     dry_run: bool = False
     lock: Path | None = None
@@ -114,7 +116,7 @@ def _plans(options: Options, lock: Lock, engine: Engine) -> list[Plan]:
     names = options.profiles or tuple(target.profile for target in lock.targets if target.arch == arch)
     return plan.make_plans(
         lock, [profile(name) for name in dict.fromkeys(names)], plan.variants(options.variants), platform,
-        base=options.base, tag=options.tag, engine=engine,
+        base=options.base, tag=options.tag, engine=engine, repository=options.repository,
     )  # fmt: skip
 
 
@@ -122,7 +124,7 @@ def _ensure_pushable(plans: list[Plan]) -> None:
     """Refuse names without a registry: they would go to Docker Hub's own library, where nobody may write."""
     for tag in (tag for each in plans for tag in each.tags):
         if "/" not in tag:
-            raise UsageError(f"--push: {tag} names no registry", "give the whole name with --tag REGISTRY/NAME:TAG")
+            raise UsageError(f"--push: {tag} names no registry", "give it with --repository REGISTRY/NAME or --tag")
 
 
 def _engine_facts(engine: Engine) -> dict[str, Any]:

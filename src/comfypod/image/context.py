@@ -22,14 +22,14 @@ from comfypod.manifest.values import PathSource
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from comfypod.image.recipe import PackageLayer, Recipe, Variant
+    from comfypod.image.recipe import Recipe, Variant
     from comfypod.lock.schema import Environment, Lock, Package
     from comfypod.manifest.profiles import Profile
     from comfypod.manifest.values import Source
 
 _LOCAL_IN_BUILD = "/run/build/local"
 _IGNORE = "*\n!Dockerfiles\n!src\n**/__pycache__\n"
-# Both reach beyond the pod's loopback only with a login: ComfyUI is opened by COMFYPOD_AUTH=none, JupyterLab has its own.
+# Beyond the pod's loopback JupyterLab answers with its own login, and ComfyUI only once COMFYPOD_AUTH=none opens it.
 _SETTINGS = {"jupyter_listen": "0.0.0.0", "listen": "auto"}  # noqa: S104
 
 
@@ -68,8 +68,8 @@ def write_context(lock: Lock, profiles: Sequence[Profile], folder: Path, base: P
         with resources.as_file(resources.files("comfypod")) as source:
             shutil.copytree(source, folder / "src" / "comfypod", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / LOCAL).mkdir(parents=True, exist_ok=True)
-        for name, path in _local_folders(lock):
-            files.copy_tree(base / path, folder / LOCAL / name)
+        for name, place in _local_folders(lock):
+            files.copy_tree(base / place, folder / LOCAL / name)
     except OSError as error:
         raise files.storage_error(error, "cannot write the build context") from error
 
@@ -91,7 +91,7 @@ def _lists(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
             if layer.venv == made.COMFYPOD:
                 uv = [package for package in packages if package.name == "uv"]
                 yield f"{LOCKED}/{layer.name}/{name}.uv.txt", listing(uv).encode()
-            environment = _environment(recipe, layer, name)
+            environment = _environment(recipe, name)
             if any(package.sdist for package in packages):
                 yield f"{LOCKED}/{layer.name}/{name}.build.txt", listing(environment.build).encode()
 
@@ -102,7 +102,7 @@ def _list(packages: Iterable[Package]) -> str:
     return "".join(head) + listing(packages)
 
 
-def _environment(recipe: Recipe, layer: PackageLayer, name: str) -> Environment:
+def _environment(recipe: Recipe, name: str) -> Environment:
     return next(each for each in recipe.environments.values() if each.name == name)
 
 

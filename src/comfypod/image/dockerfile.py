@@ -52,7 +52,7 @@ def _head(recipe: Recipe) -> str:
     style = "built in a stage of its own and copied" if profile.stages == "multi" else "built in place, in one stage"
     return "\n".join([
         f"# ComfyUI {lock.comfyui.version} for {profile.summary}: {torch}, Python {profile.python}; {style}.",
-        "# Rendered by `comfypod render dockerfile` from comfypod.lock. Change comfypod.toml instead, then `comfypod lock`.",
+        "# Rendered by `comfypod render` from comfypod.lock: change comfypod.toml instead, then run `comfypod lock`.",
         "#",
         f"#   docker build -f Dockerfiles/Dockerfile.{profile.name} -t comfyui:{profile.name} .",
         f"#   docker build -f Dockerfiles/Dockerfile.{profile.name} --target slim -t comfyui:{profile.name}-slim .",

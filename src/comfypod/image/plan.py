@@ -28,6 +28,7 @@ PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
 _TAG = re.compile(r":[\w][\w.-]{0,127}\Z")
+_REPOSITORY = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*")
 _REFERENCE = re.compile(r"[a-z0-9][\w.:/-]*(@sha256:[0-9a-f]{64})?")
 
 
@@ -154,22 +155,27 @@ def make_plans(
     base: str | None,
     tag: str | None,
     engine: Engine,
+    repository: str = REPOSITORY,
 ) -> list[Plan]:
     """Decide about every image.
 
     Raises:
-        UsageError: a base is not pinned, or one tag was given for several images.
+        UsageError: a base is not pinned, one tag was given for several images, or a name cannot be one.
         LockError: the lock lacks a profile for the platform.
     """
     if tag is not None:
         _ensure_tag(tag, len(profiles) * len(chosen))
+    elif not _REPOSITORY.fullmatch(repository):
+        raise UsageError(f"--repository {repository!r}: a name without a tag is expected, such as ghcr.io/me/comfypod")
     plans = []
     for profile in profiles:
         arch = next((arch for arch, name in PLATFORMS.items() if name == wanted), wanted)
         lock.target(profile.name, arch)
         recipe = make_recipe(lock, profile)
         found = resolve_base(base or profile.base, wanted, engine)
-        plans += [Plan(recipe, variant, wanted, found, *_tags(recipe, variant, wanted, tag)) for variant in chosen]
+        for variant in chosen:
+            names = (None, (tag,)) if tag is not None else _tags(recipe, variant, wanted, repository)
+            plans.append(Plan(recipe, variant, wanted, found, *names))
     return plans
 
 
@@ -180,11 +186,9 @@ def _ensure_tag(tag: str, images: int) -> None:
         raise UsageError(f"--tag {tag!r}: NAME:TAG is expected, such as registry.example/comfypod:4090")
 
 
-def _tags(recipe: Recipe, variant: Variant, wanted: str, tag: str | None) -> tuple[str | None, tuple[str, ...]]:
-    if tag is not None:
-        return None, (tag,)
+def _tags(recipe: Recipe, variant: Variant, wanted: str, repository: str) -> tuple[str, tuple[str, ...]]:
     suffix = "" if wanted == PLATFORMS["x86_64"] else f"-{wanted.partition('/')[2]}"
-    fixed, moving = (f"{REPOSITORY}:{name}{suffix}" for name in image_tags(recipe, variant))
+    fixed, moving = (f"{repository}:{name}{suffix}" for name in image_tags(recipe, variant))
     return fixed, (fixed, moving)
 
 

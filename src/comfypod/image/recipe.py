@@ -85,9 +85,13 @@ class _Group:
     late: bool = False
 
 
+def _is_cuda(package: Package) -> bool:
+    return package.name.startswith(("nvidia-", "cuda-"))
+
+
 # In order of change: what is pulled again after an update stands last.
 _GROUPS = (
-    _Group("cuda", "the CUDA libraries; change with torch", lambda package: _is_cuda(package), _CUDA_BYTES),
+    _Group("cuda", "the CUDA libraries; change with torch", _is_cuda, _CUDA_BYTES),
     _Group("torch", "torch itself; changes with the profile", lambda package: package.name == "torch", _CUDA_BYTES),
     _Group(
         "torch-more", "what belongs to torch; changes with it",
@@ -175,9 +179,7 @@ def _portions(group: _Group, packages: Iterable[Package]) -> list[tuple[str, tup
 def _own_layers(group: _Group, packages: list[Package]) -> list[tuple[str, tuple[Package, ...]]]:
     large = [package for package in packages if package.download_bytes > group.most]
     small = tuple(package for package in packages if package not in large)
-    layers = [(package.name.replace(MEDIA, "media-"), (package,)) for package in large]
+    layers: list[tuple[str, tuple[Package, ...]]] = [
+        (package.name.replace(MEDIA, "media-"), (package,)) for package in large
+    ]
     return [*layers, (group.name, small)] if small else layers
-
-
-def _is_cuda(package: Package) -> bool:
-    return package.name.startswith(("nvidia-", "cuda-"))

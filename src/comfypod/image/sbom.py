@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from comfypod.image.recipe import Recipe
-    from comfypod.lock.schema import Package
+    from comfypod.lock.schema import LockedModel, Package
 
 _NAMESPACE = uuid.UUID("6f0f9a46-3d0f-5c1e-9a55-1f8a4d0c2b11")
 
@@ -25,10 +25,7 @@ def inventory(recipe: Recipe, arch: str, packages: Iterable[Package]) -> bytes:
     rows = [_package(package) for package in packages]
     rows.append(_tree("ComfyUI", lock.comfyui.version, lock.comfyui.digest, "application"))
     rows += [_tree(node.name, node.commit or "local", node.digest, "library") for node in recipe.nodes]
-    rows += [
-        _component("machine-learning-model", model.name, model.sha256[:12], f"pkg:generic/{quote(model.name)}", model.sha256)
-        for model in recipe.models
-    ]  # fmt: skip
+    rows += [_model(model) for model in recipe.models]
     about = {"type": "container", "name": f"comfypod-{recipe.profile.name}", "version": lock.comfyui.version}
     return _document(rows, {**about, "properties": [{"name": "comfypod:architecture", "value": arch}]})
 
@@ -70,6 +67,11 @@ def _package(package: Package) -> dict[str, Any]:
     return _component(
         "library", package.name, package.version, f"pkg:pypi/{quote(package.name)}@{quote(package.version)}", sha256
     )
+
+
+def _model(model: LockedModel) -> dict[str, Any]:
+    name = f"pkg:generic/{quote(model.name)}"
+    return _component("machine-learning-model", model.name, model.sha256[:12], name, model.sha256)
 
 
 def _tree(name: str, version: str, digest: str, kind: str) -> dict[str, Any]:

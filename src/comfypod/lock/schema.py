@@ -240,13 +240,17 @@ def _misfits(lock: Lock) -> Iterator[str]:
             if name not in names:
                 yield f"profile {target.profile} names the unknown environment {name!r}"
     for environment in lock.environments:
-        for package in (*environment.packages, *environment.build):
-            if not package.files:
-                yield f"{package.name} in {environment.name} has neither a wheel nor a source distribution"
-        if not environment.build and any(package.sdist is not None for package in environment.packages):
-            yield f"{environment.name} has source distributions and nothing that builds them"
+        yield from _unpinned(environment)
     for node in lock.nodes:
         if bool(node.commit) == bool(node.path):
             yield f"node {node.name} has " + ("a commit and a folder" if node.path else "neither a commit nor a folder")
         elif node.path and not node.digest:
             yield f"node {node.name} is a folder without a digest"
+
+
+def _unpinned(environment: Environment) -> Iterator[str]:
+    for package in (*environment.packages, *environment.build):
+        if not package.files:
+            yield f"{package.name} in {environment.name} has neither a wheel nor a source distribution"
+    if not environment.build and any(package.sdist is not None for package in environment.packages):
+        yield f"{environment.name} has source distributions and nothing that builds them"
