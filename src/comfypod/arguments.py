@@ -167,6 +167,7 @@ def _add_build(verbs: _Verbs) -> None:
     build.add_argument(
         "--repository", default="comfypod", metavar="NAME", help="what the two tags are of (default comfypod)"
     )
+    build.add_argument("--suffix", metavar="TEXT", help="ends both tags (default: -arm64 and the like when emulated)")
     build.add_argument("--push", action="store_true", help="push the tags once the image works")
     build.add_argument("--dry-run", action="store_true", help="show what would be built, and build nothing")
     build.add_argument(

@@ -211,9 +211,9 @@ def _build(options: argparse.Namespace, _: Sequence[str], console: Console) -> R
 
     chosen = Options(
         profiles=tuple(options.profiles), variants=tuple(options.variant), platform=options.platform, base=options.base,
-        tag=options.tag, repository=options.repository, push=options.push, dry_run=options.dry_run,
-        lock=_lock_file(options), engine=options.engine, index=options.index, apt_mirror=options.apt_mirror,
-        git_mirrors=tuple(options.git_mirror), ca=options.ca, network=options.network,
+        tag=options.tag, repository=options.repository, suffix=options.suffix, push=options.push,
+        dry_run=options.dry_run, lock=_lock_file(options), engine=options.engine, index=options.index,
+        apt_mirror=options.apt_mirror, git_mirrors=tuple(options.git_mirror), ca=options.ca, network=options.network,
     )  # fmt: skip
     return build(chosen, console)
 

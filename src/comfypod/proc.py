@@ -218,14 +218,21 @@ def start_ticks(pid: int) -> int | None:
 
 
 def with_variable(assignment: str) -> list[int]:
-    """Return the processes of this user that were started with `NAME=value`, without us and those that we come from."""
+    """Return the processes of this user that were started with `NAME=value`, without us and those that we come from.
+
+    Those of a container are not seen from outside it: paths and pids mean something else there.
+    """
     wanted, found = os.fsencode(assignment), []
     for name in os.listdir("/proc"):
         if name.isdecimal():
             with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as handle:
-                if wanted in handle.read().split(b"\0"):
+                if wanted in handle.read().split(b"\0") and _namespace(name) == _namespace("self"):
                     found.append(int(name))
     return [pid for pid in found if pid not in _ancestors()] if found else []
+
+
+def _namespace(process: str) -> str:
+    return os.readlink(f"/proc/{process}/ns/pid")  # noqa: PTH115
 
 
 def _ancestors() -> set[int]:

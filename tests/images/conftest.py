@@ -60,6 +60,6 @@ def system(docker: engine.Docker, tmp_path_factory: pytest.TempPathFactory) -> s
     folder = tmp_path_factory.mktemp("system")
     (folder / "wheels").mkdir()
     with serve_index(folder / "wheels") as index:
-        made = ImageLab(folder, index, "")
+        made = ImageLab(folder, index, "git://127.0.0.1:1/")
         made.make_lock()
         return made.image(docker.engine, f"{engine.LAB}-system:1", stage="system")

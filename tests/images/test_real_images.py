@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from comfypod.lock.load import read_lock
 from tests.kit import engine
 from tests.kit.images import serve_git
 from tests.kit.pods import free_port
 from tests.kit.real_images import (
     NODE,
+    NODE_FILES,
     REPOSITORY,
     Container,
     RealImages,
+    changed_bytes,
     default_lock,
     make_node,
+    older_lock,
     problems,
     running,
     with_node,
@@ -38,6 +44,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 # In order of disk: the first three share their layers.
 ALL = [("cpu", "slim"), ("cpu", "full"), ("4090", "slim"), ("5090", "slim")]
+# Gzipped bytes that a machine with the image before the change fetches again.
+NODE_BUDGET = 20_000_000
+COMFYUI_BUDGET = 100_000_000
 _OPEN = {"COMFYPOD_AUTH": "none"}
 
 
@@ -252,6 +261,26 @@ def test_h5_an_image_is_little_more_than_its_wheels_unpacked_and_slim_is_smaller
     for profile, variant in ALL[:3]:
         wheels = python_of(real_images, real_images.image(profile, variant), code)
         assert real_images.result(profile, variant)["size"] <= 1.15 * (wheels + base.size)
+
+
+def test_h5_a_node_bump_pulls_less_than_20_mb_again(real_images: RealImages, cpu: str) -> None:
+    lock = read_lock(real_images.lock)
+    newer = make_node(real_images.folder / "newer", {"__init__.py": NODE_FILES["__init__.py"] + "\n# newer\n"})
+    shutil.move(real_images.folder / "newer" / NODE, real_images.folder / "git" / "newer")
+    bumped = msgspec.structs.replace(newer, url=newer.url.replace(NODE, "newer"))
+    fetched = changed_bytes(real_images.engine, cpu, real_images.other("cpu", "slim", with_node(lock, bumped)))
+    print(json.dumps(fetched, indent=1))
+    assert any(f"node-{NODE}" in step for step in fetched)
+    assert sum(fetched.values()) < NODE_BUDGET
+
+
+def test_h5_a_comfyui_bump_pulls_less_than_100_mb_again(real_images: RealImages, cpu: str, tmp_path: Path) -> None:
+    (node,) = read_lock(real_images.lock).nodes
+    older = real_images.other("cpu", "slim", with_node(older_lock(tmp_path / "older", "0.27.0"), node))
+    fetched = changed_bytes(real_images.engine, older, cpu)
+    print(json.dumps(fetched, indent=1))
+    assert any("/layers/comfyui/" in step for step in fetched)
+    assert sum(fetched.values()) < COMFYUI_BUDGET
 
 
 def test_no_layer_is_much_larger_than_1_5_gb(real_images: RealImages, cpu: str) -> None:

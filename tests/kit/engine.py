@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import os
+import secrets
 import subprocess
 import tarfile
 from contextlib import contextmanager
@@ -83,6 +84,15 @@ class Docker:
         """Return the digests of an image's layers, uncompressed."""
         return [layer.digest for layer in self.image(image).layers]
 
+    def unlike_any(self, name: str, base: str = BASE) -> str:
+        """Make a base image with a file that no image has, so that nothing built on it comes from a cache."""
+        text = f"FROM {base}\nRUN echo {secrets.token_hex(8)} > /etc/unlike-any\n"
+        subprocess.run(
+            [self.engine.program, "build", "--quiet", "--tag", name, "-"], input=text.encode(), check=True,
+            capture_output=True, env={**os.environ, **self.engine.environment},
+        )  # fmt: skip
+        return name
+
     @contextmanager
     def exported(self, image: str) -> Iterator[tarfile.TarFile]:
         """Read an image's whole file system."""
@@ -110,7 +120,7 @@ class Docker:
         with self._piped("save", image) as stream, tarfile.open(fileobj=stream, mode="r|") as whole:
             for member in whole:
                 data = _read(whole, member)
-                if not member.name.endswith("layer.tar"):
+                if not tarfile.is_tarfile(io.BytesIO(data)):
                     yield member.name, data
                     continue
                 with tarfile.open(fileobj=io.BytesIO(data)) as layer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comfypod import control
 from comfypod.workspace.layout import Layout
 from tests.kit import standin
-from tests.kit.lockable import TORCH, manifest_text
+from tests.kit.lockable import OWN, TORCH, manifest_text
 from tests.kit.pods import ROOT, comfypod, free_port
 from tests.kit.wheels import build_wheel, only_these
 
@@ -38,7 +38,7 @@ class Lab:
         self.tree = standin.tree(self.folder / "tree", release="0.30.0")
         (self.tree / "requirements.txt").write_text("torch\ntorchvision\ntorchaudio\nbulk\n")
         self.wheels = self.folder / "wheels"
-        for name, version in TORCH:
+        for name, version in (*TORCH, *OWN):
             build_wheel(self.wheels, name, version)
         files = {f"bulk/m{number}.py": f"x = {number}\n" for number in range(self.bulk_files)}
         build_wheel(self.wheels, "bulk", "1.0", modules={"bulk/__init__.py": "", **files})

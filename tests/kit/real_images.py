@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,13 @@ import msgspec
 from comfypod import files
 from comfypod.lock.load import read_lock
 from comfypod.lock.schema import LockedNode, encode
+from comfypod.manifest.load import default_text
 from tests.kit.images import GIT_HOST
-from tests.kit.repos import make_repository
+from tests.kit.pods import comfypod
+from tests.kit.repos import make_repository, write_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from comfypod.image.engine import Engine
     from comfypod.lock.schema import Lock
@@ -55,9 +58,9 @@ NODE_CLASS_MAPPINGS = {"KitInvert": Invert}
 }
 
 
-def make_node(folder: Path) -> LockedNode:
+def make_node(folder: Path, more: Mapping[str, str] | None = None) -> LockedNode:
     """Make the node's repository `folder/kit_node`, and say how a lock names it."""
-    repository = make_repository(folder / NODE, NODE_FILES)
+    repository = make_repository(folder / NODE, {**NODE_FILES, **(more or {})})
     digest = files.tree_facts(repository.folder).digest
     return LockedNode(NODE, f"{GIT_HOST}{NODE}", "main", repository.git("rev-parse", "HEAD"), digest)
 
@@ -76,6 +79,13 @@ class RealImages:
     git: str
     lock: Path
     results: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def other(self, profile: str, variant: str, lock: Lock) -> str:
+        """Build an image of another lock and return its tag."""
+        path = write_lock(self.folder / "other.lock", lock)
+        done = self.build(profile, variant, "--lock", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        return str(json.loads(done.stdout)["data"]["images"][0]["tags"][0])
 
     def build(self, profile: str, variant: str, *more: str) -> subprocess.CompletedProcess[str]:
         """Run `comfypod build --json` for the lock."""
@@ -230,6 +240,21 @@ def _gzipped(folder: Path) -> int:
 def disk_left(path: Path) -> int:
     """Return free bytes."""
     return shutil.disk_usage(path).free
+
+
+def older_lock(folder: Path, version: str) -> Lock:
+    """Lock an older ComfyUI with all else as in the default lock, whose node is stood in for by its requirements."""
+    folder.mkdir()
+    (node,) = default_lock().nodes
+    write_tree(folder / "node", {"requirements.txt": "".join(f"{line}\n" for line in node.requirements)})
+    text, found = re.subn(r"(?m)^git = .*\nref = .*$", 'path = "node"', default_text())
+    assert found == 1
+    (folder / "comfypod.toml").write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', text))
+    stand_in = msgspec.structs.replace(node, url="", ref="", commit="", path="node", digest=f"sha256:{'0' * 64}")
+    write_lock(folder / "comfypod.lock", with_node(default_lock(), stand_in))
+    done = comfypod("lock", "--manifest", str(folder / "comfypod.toml"), "--upgrade", "comfyui", node.name, seconds=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read_lock(folder / "comfypod.lock")
 
 
 def write_lock(path: Path, lock: Lock) -> Path:

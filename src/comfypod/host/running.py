@@ -34,7 +34,7 @@ def find(layout: Layout, *, elsewhere: bool = False) -> run.RunRecord:
     if not record.boot.here and not elsewhere:
         raise HostError(
             f"the pod of the workspace {layout.root} runs in a container, which only its engine can stop",
-            "`docker ps` shows it, `docker stop` ends it",
+            "`comfypod down` stops it where `comfypod up` started it, `docker stop` otherwise",
         )
     return record
 

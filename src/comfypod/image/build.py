@@ -56,6 +56,7 @@ class Options:
     base: str | None = None
     tag: str | None = None
     repository: str = REPOSITORY
+    suffix: str | None = None
     push: bool = False
     dry_run: bool = False
     lock: Path | None = None
@@ -117,6 +118,7 @@ def _plans(options: Options, lock: Lock, engine: Engine) -> list[Plan]:
     return plan.make_plans(
         lock, [profile(name) for name in dict.fromkeys(names)], plan.variants(options.variants), platform,
         base=options.base, tag=options.tag, engine=engine, repository=options.repository,
+        suffix=options.suffix,
     )  # fmt: skip
 
 

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from comfypod.image.recipe import Recipe, Variant
-    from comfypod.lock.schema import Environment, Lock, Package
+    from comfypod.lock.schema import Lock, Package
     from comfypod.manifest.profiles import Profile
     from comfypod.manifest.values import Source
 
+_PURPOSES = {made.COMFYPOD: "comfypod", made.VENV: "comfyui", made.JUPYTER: "jupyter"}
 _LOCAL_IN_BUILD = "/run/build/local"
 _IGNORE = "*\n!Dockerfiles\n!src\n**/__pycache__\n"
 # Beyond the pod's loopback JupyterLab answers with its own login, and ComfyUI only once COMFYPOD_AUTH=none opens it.
@@ -85,25 +86,24 @@ def _local_folders(lock: Lock) -> Iterator[tuple[str, str]]:
 
 
 def _lists(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
+    """Yield a list per layer and architecture, empty where the layer is: a list that is missing fails the build."""
     for layer in recipe.packages:
-        for name, packages in layer.lists.items():
-            yield f"{LOCKED}/{layer.name}/{name}.txt", _list(packages).encode()
+        purpose = _PURPOSES[layer.venv]
+        for arch in recipe.profile.architectures:
+            environment = recipe.environment(purpose, arch)
+            packages = layer.lists.get(environment.name, ())
+            stem = f"{LOCKED}/{layer.name}/{layer.list_name(arch)}"
+            yield f"{stem}.txt", _list(packages).encode()
             if layer.venv == made.COMFYPOD:
-                uv = [package for package in packages if package.name == "uv"]
-                yield f"{LOCKED}/{layer.name}/{name}.uv.txt", listing(uv).encode()
-            environment = _environment(recipe, name)
+                yield f"{stem}.uv.txt", listing(package for package in packages if package.name == "uv").encode()
             if any(package.sdist for package in packages):
-                yield f"{LOCKED}/{layer.name}/{name}.build.txt", listing(environment.build).encode()
+                yield f"{stem}.build.txt", listing(environment.build).encode()
 
 
 def _list(packages: Iterable[Package]) -> str:
     packages = tuple(packages)
     head = [f"# from source: {package.name}\n" for package in packages if package.sdist is not None]
     return "".join(head) + listing(packages)
-
-
-def _environment(recipe: Recipe, name: str) -> Environment:
-    return next(each for each in recipe.environments.values() if each.name == name)
 
 
 def _facts(recipe: Recipe) -> Iterator[tuple[str, bytes]]:

@@ -81,8 +81,8 @@ def _tree(options: argparse.Namespace, console: Console) -> None:
         scratch = staged.with_name("scratch")
         scratch.mkdir()
         obtain(
-            facts.sources, place, digest=facts.digest, base=Path("/"), scratch=scratch, index=index_url(os.environ),
-            console=console,
+            facts.sources, place, digest=facts.digest or None, base=Path("/"), scratch=scratch,
+            index=index_url(os.environ), console=console,
         )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod import proc
@@ -160,7 +159,8 @@ def programs(name: str) -> list[str]:
     found: dict[Path, str] = {}
     for folder in os.get_exec_path():
         path = Path(folder, name)
-        if path.is_file() and os.access(path, os.X_OK):
+        # A folder on the PATH may be closed to this user.
+        if os.access(path, os.X_OK) and path.is_file():
             found.setdefault(path.resolve(), str(path))
     return list(found.values())
 

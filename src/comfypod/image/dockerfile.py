@@ -151,11 +151,8 @@ def _bootstrap(recipe: Recipe, venvs: Sequence[str], *after: str) -> str:
 
 
 def _locked(layer: PackageLayer, suffix: str = "") -> str:
-    """Name the list of this machine's architecture; environments are named purpose, architecture, perhaps profile."""
-    name = next(iter(layer.lists))
-    for arch in ("x86_64", "aarch64"):
-        name = name.replace(arch, "$(uname -m)")
-    return f'"/run/build/locked/{name}{suffix}"'
+    """Name the list of the architecture that is built for."""
+    return f'"/run/build/locked/{layer.list_name("$(uname -m)")}{suffix}"'
 
 
 def _bind(name: str) -> str:
@@ -201,21 +198,25 @@ def _code(root: str | None) -> str:
 
 
 def _collected(recipe: Recipe, variant: Variant) -> list[str]:
-    """Take the layers from the builder, the ones that change least first."""
-    wanted = _of(recipe, variant)
-    early = [layer.name for layer in wanted if not layer.late]
-    late = [layer.name for layer in wanted if layer.late]
-    full = variant == "full"
-    names = [
-        *early, *(["tests"] if full else []), *(f"model-{model.name}" for model in recipe.models), *late, "comfyui",
+    """Take the layers from the builder, the ones that change least first, and of those what both variants share."""
+    wanted, full = _of(recipe, variant), variant == "full"
+    shared = [layer.name for layer in wanted if not layer.late and not layer.full_only]
+    own = [layer.name for layer in wanted if not layer.late and layer.full_only]
+    often = [
+        *(f"model-{model.name}" for model in recipe.models), *(layer.name for layer in wanted if layer.late), "comfyui",
         *(f"node-{node.name}" for node in recipe.nodes), "comfypod",
     ]  # fmt: skip
     return [
         _variant_title(variant),
         f"FROM system AS {variant}",
-        *(_compiler() if full else []),
-        *(f"COPY --from=builder /layers/{name}/ /" for name in names),
+        *_copies(shared),
+        *((*_compiler(), *_copies([*own, "tests"])) if full else ()),
+        *_copies(often),
     ]
+
+
+def _copies(names: Iterable[str]) -> list[str]:
+    return [f"COPY --from=builder /layers/{name}/ /" for name in names]
 
 
 def _variant_title(variant: Variant) -> str:

@@ -29,6 +29,7 @@ _ASK_SECONDS = 60.0
 _START_SECONDS = 300.0
 _PUSH_SECONDS = 4 * 3600.0
 _BUILD_SECONDS = 4 * 3600.0
+_ADVICE = ("See '", "Run '")
 _NO_LIMIT = 1 << 20
 _UNKNOWN = ("no such image", "no such container", "no such object", "image not known", "no container with")
 
@@ -305,5 +306,5 @@ def _is_unknown(done: proc.Completed) -> bool:
 def _why(done: proc.Completed, seconds: float) -> str:
     if done.timed_out:
         return f"no answer within {seconds:.0f} s"
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("See '")]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith(_ADVICE)]
     return lines[-1] if lines else f"it ended with {done.returncode} and said nothing"

@@ -91,7 +91,7 @@ def _keep(options: argparse.Namespace) -> None:
 
 def _packages(options: argparse.Namespace) -> None:
     options.root.mkdir(parents=True, exist_ok=True)
-    if not Path(f"{options.locked}.txt").is_file():
+    if not Path(f"{options.locked}.txt").read_text("utf-8"):
         return
     with staging(options.root, unchecked=True) as staged:
         prefix = staged / options.venv.relative_to("/")
@@ -149,33 +149,35 @@ def _uv_environ(cache: Path) -> dict[str, str]:
 
 
 def _guilty(said: str, listing: Path) -> str:
-    """Name the locked package that uv's message is about, or else the list."""
-    names = re.findall(r"`([A-Za-z0-9][A-Za-z0-9._-]*?)(?:==[^`]*)?`", said)
-    locked = set(re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", listing.read_text("utf-8"), re.MULTILINE))
-    return next((name for name in names if name in locked), f"packages of {listing.parent.name}")
+    """Name the locked package that uv's message is about, or else those of the list."""
+    locked = re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", listing.read_text("utf-8"), re.MULTILINE)
+    reason = said[max(0, said.find("error:")) :]
+    words = re.findall(r"`([A-Za-z0-9][A-Za-z0-9._-]*)", reason) + re.findall(r"[A-Za-z0-9][A-Za-z0-9._-]*", reason)
+    return next((word for word in words if word in locked), f"one of {', '.join(locked)}")
 
 
 def _said(text: str) -> str:
-    lines = [line.strip().removeprefix("error: ") for line in text.splitlines() if line.strip()]
-    start = next((place for place, line in enumerate(text.splitlines()) if line.startswith("error:")), 0)
-    return "; ".join(lines[start:][:6])
+    """Return uv's error in one line, without what it printed before."""
+    reason = text[max(0, text.find("error:")) :]
+    lines = [line.strip().removeprefix("error: ") for line in reason.splitlines() if line.strip()]
+    return "; ".join(lines[:6])
 
 
 def _set_tests_aside(options: argparse.Namespace, staged: Path) -> None:
     """Move or delete folders named `tests` inside packages; what they hold is never imported by the package itself."""
     if options.tests is None and not options.without_tests:
         return
+    aside = staged.with_name("tests")
+    aside.mkdir()
     for folder, names, _ in os.walk(staged):
         inside_package = Path(folder).parent.name != "lib" and Path(folder).name != "site-packages"
         for name in sorted(_TESTS.intersection(names)) if inside_package else ():
             names.remove(name)
             path = Path(folder, name)
-            if options.tests is not None:
-                merge(path, options.tests / path.relative_to(staged))
-            else:
-                shutil.rmtree(path)
-    if options.tests is not None and options.tests.is_dir():
-        finish(options.tests, unchecked=True)
+            merge(path, aside / path.relative_to(staged))
+    if options.tests is not None:
+        finish(aside, unchecked=True)
+        merge(aside, options.tests)
 
 
 def _code(options: argparse.Namespace) -> None:

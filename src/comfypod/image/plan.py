@@ -156,6 +156,7 @@ def make_plans(
     tag: str | None,
     engine: Engine,
     repository: str = REPOSITORY,
+    suffix: str | None = None,
 ) -> list[Plan]:
     """Decide about every image.
 
@@ -167,6 +168,7 @@ def make_plans(
         _ensure_tag(tag, len(profiles) * len(chosen))
     elif not _REPOSITORY.fullmatch(repository):
         raise UsageError(f"--repository {repository!r}: a name without a tag is expected, such as ghcr.io/me/comfypod")
+    ending = suffix if suffix is not None else "" if wanted == native() else f"-{wanted.partition('/')[2]}"
     plans = []
     for profile in profiles:
         arch = next((arch for arch, name in PLATFORMS.items() if name == wanted), wanted)
@@ -174,7 +176,7 @@ def make_plans(
         recipe = make_recipe(lock, profile)
         found = resolve_base(base or profile.base, wanted, engine)
         for variant in chosen:
-            names = (None, (tag,)) if tag is not None else _tags(recipe, variant, wanted, repository)
+            names = (None, (tag,)) if tag is not None else _tags(recipe, variant, repository, ending)
             plans.append(Plan(recipe, variant, wanted, found, *names))
     return plans
 
@@ -186,9 +188,10 @@ def _ensure_tag(tag: str, images: int) -> None:
         raise UsageError(f"--tag {tag!r}: NAME:TAG is expected, such as registry.example/comfypod:4090")
 
 
-def _tags(recipe: Recipe, variant: Variant, wanted: str, repository: str) -> tuple[str, tuple[str, ...]]:
-    suffix = "" if wanted == PLATFORMS["x86_64"] else f"-{wanted.partition('/')[2]}"
+def _tags(recipe: Recipe, variant: Variant, repository: str, suffix: str) -> tuple[str, tuple[str, ...]]:
     fixed, moving = (f"{repository}:{name}{suffix}" for name in image_tags(recipe, variant))
+    if not _TAG.search(f":{fixed.rpartition(':')[2]}"):
+        raise UsageError(f"--suffix {suffix!r} cannot stand in a tag", "letters, digits, `.`, `_` and `-` can")
     return fixed, (fixed, moving)
 
 

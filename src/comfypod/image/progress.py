@@ -24,8 +24,8 @@ _FAILED = re.compile(r"\ACOMFYPOD FAILED (?P<item>.+?): (?P<reason>.*)\Z")
 _FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 _OTHER_CONTENTS = re.compile(r"sha-?256|digest|\bhash|mismatch|checksum|other contents", re.IGNORECASE)
 _UNREACHABLE = re.compile(
-    r"not reachable|be reached|unreachable|timed? ?out|resolve|name or service|temporary failure|connect|certificate|\bssl\b"
-    r"|\btls\b|answered \d{3}|network|failed to fetch|error sending request|\b(?:403|404|429|50\d)\b",
+    r"not reachable|be reached|unreachable|timed? ?out|resolve|name or service|temporary failure|connect|certificate"
+    r"|\bssl\b|\btls\b|answered \d{3}|network|failed to fetch|error sending request|\b(?:403|404|429|50\d)\b",
     re.IGNORECASE,
 )
 _NOISE = re.compile(r"\A(?:-+|\d+ \||>>>|#\d+ sha256:.*|)\Z")

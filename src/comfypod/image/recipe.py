@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from comfypod.errors import LockError
+from comfypod.manifest.values import Arch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,13 @@ class PackageLayer:
     def download_bytes(self) -> int:
         """Bytes of wheels on the architecture that has most."""
         return max(sum(package.download_bytes for package in packages) for packages in self.lists.values())
+
+    def list_name(self, arch: str) -> str:
+        """Return what an architecture's list is called, whatever the lock calls its environment there."""
+        name = next(iter(self.lists))
+        for known in get_args(Arch):
+            name = name.replace(known, arch)
+        return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def in_use(workspace: Path, record_path: Path) -> BusyError:
     if record is not None and not record.boot.here:
         return BusyError(
             f"the workspace {workspace} is in use by a pod in another container",
-            "stop that container, or choose another workspace",
+            "`comfypod down` stops one that `comfypod up` started, its engine any other; or choose another workspace",
         )
     holder = f" by the pod with pid {record.boot.pid}" if record is not None and record.boot.alive else ""
     return BusyError(
