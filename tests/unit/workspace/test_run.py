@@ -100,7 +100,7 @@ def test_whoever_holds_a_workspace_is_named_as_far_as_they_are_known(tmp_path: P
     run.write(path, RunRecord(Boot(me.pid, me.started, "pid:[1]"), "c"))
     held = run.in_use(tmp_path, path)
     assert held.message.endswith("in use by a pod in another container")
-    assert "comfypod down" not in held.hint
+    assert "comfypod down" in held.hint
 
 
 def test_a_pid_that_another_process_has_now_is_not_the_boot(tmp_path: Path) -> None:
