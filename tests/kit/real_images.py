@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 NODE = "kit_node"
 REPOSITORY = "comfypod-kit"
+LABEL = "io.comfypod.kit=1"
 NODE_FILES = {
     "__init__.py": """
 class Invert:
@@ -120,6 +121,8 @@ class RealImages:
 
     def forget(self) -> None:
         """Remove every image of this repository, also what an earlier session that was killed has left."""
+        for container in self.engine.containers(LABEL):
+            self.engine.remove(container)
         for name in self.engine.ask("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY).split():
             self.engine.remove_image(name)
 
@@ -180,7 +183,7 @@ class Container:
 @contextmanager
 def running(engine: Engine, image: str, *options: str, env: dict[str, str] | None = None) -> Iterator[Container]:
     """Start a container and remove it at the end, with its anonymous volumes."""
-    container = Container(engine, engine.run(image, options, (), env or {}))
+    container = Container(engine, engine.run(image, ("--label", LABEL, *options), (), env or {}))
     try:
         yield container
     finally:
