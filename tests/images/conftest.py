@@ -9,6 +9,7 @@ import pytest
 
 from tests.kit import engine
 from tests.kit.images import ImageLab, serve_git, serve_index
+from tests.kit.real_images import RealImages, default_lock, make_node, with_node, write_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,3 +64,18 @@ def system(docker: engine.Docker, tmp_path_factory: pytest.TempPathFactory) -> s
         made = ImageLab(folder, index, "git://127.0.0.1:1/")
         made.make_lock()
         return made.image(docker.engine, f"{engine.LAB}-system:1", stage="system")
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages]:
+    found = engine.found()
+    if isinstance(found, str):
+        pytest.skip(f"no engine, see test_engine_is_there: {found}")
+    folder = tmp_path_factory.mktemp("real-images")
+    node = make_node(folder / "git")
+    lock = write_lock(folder / "comfypod.lock", with_node(default_lock(), node))
+    with serve_git(folder / "git") as address:
+        images = RealImages(folder, found, address, lock)
+        images.forget()
+        yield images
+        images.forget()

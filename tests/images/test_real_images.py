@@ -17,8 +17,6 @@ import msgspec
 import pytest
 
 from comfypod.lock.load import read_lock
-from tests.kit import engine
-from tests.kit.images import serve_git
 from tests.kit.pods import free_port
 from tests.kit.real_images import (
     NODE,
@@ -27,17 +25,14 @@ from tests.kit.real_images import (
     Container,
     RealImages,
     changed_bytes,
-    default_lock,
     make_node,
     older_lock,
     problems,
     running,
     with_node,
-    write_lock,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -48,21 +43,6 @@ ALL = [("cpu", "slim"), ("cpu", "full"), ("4090", "slim"), ("5090", "slim")]
 NODE_BUDGET = 20_000_000
 COMFYUI_BUDGET = 100_000_000
 _OPEN = {"COMFYPOD_AUTH": "none"}
-
-
-@pytest.fixture(scope="session")
-def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages]:
-    found = engine.found()
-    if isinstance(found, str):
-        pytest.skip(f"no container engine: {found}")
-    folder = tmp_path_factory.mktemp("real-images")
-    node = make_node(folder / "git")
-    lock = write_lock(folder / "comfypod.lock", with_node(default_lock(), node))
-    with serve_git(folder / "git") as address:
-        images = RealImages(folder, found, address, lock)
-        images.forget()
-        yield images
-        images.forget()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from comfypod import fetch, files, gpu, proc
 from comfypod.errors import ComfypodError, HostError, Problem, SourceError, UsageError
 from comfypod.host.environment import find_uv
 from comfypod.host.prepare import missing, needs
+from comfypod.image.detect import find
 from comfypod.lock.sources import index_url
 from comfypod.log import human_bytes
 from comfypod.manifest.profiles import load_profiles
@@ -78,7 +79,8 @@ def examine(
         *_disks(data, workspace, todo, lock),
         *(finding for listen, ports in addresses for finding in _ports(listen, ports, workspace)),
         _network(fetching=bool(todo)),
-        *map(_engine, ("docker", "podman")),
+        _engine("docker"),
+        _engine("podman"),
         _uv(),
         _git(fetching=any(need.kind == "comfyui" for need in todo)),
         Finding("python", "ok", f"{platform.python_version()} at {sys.executable}"),
@@ -207,14 +209,12 @@ def _reach(index: str) -> str:
     return said[0]
 
 
-def _engine(name: str) -> Finding:
+def _engine(name: Literal["docker", "podman"]) -> Finding:
     try:
-        done = proc.run((proc.find_program(name), "info"), seconds=_PROGRAM_SECONDS)
-    except HostError:
-        return Finding(name, "note", "not installed", "`up` runs without it, on the host engine")
-    if done.ok:
-        return Finding(name, "ok", "installed, and answers")
-    return Finding(name, "note", "installed, but does not answer", "`up` runs without it, on the host engine")
+        engine = find(name)
+    except HostError as error:
+        return Finding(name, "note", error.message, f"only `build` and `up --engine {name}` need it: {error.hint}")
+    return Finding(name, "ok", f"{engine.version}; builds with `{' '.join(engine.builder)}`")
 
 
 def _uv() -> Finding:

@@ -180,8 +180,9 @@ def _portions(group: _Group, packages: Iterable[Package]) -> list[tuple[str, tup
         if not bins or sum(each.download_bytes for each in bins[-1]) + package.download_bytes > group.most:
             bins.append([])
         bins[-1].append(package)
-    numbered = group.name in _SEVERAL
-    return [(f"{group.name}-{number}" if numbered else group.name, tuple(each)) for number, each in enumerate(bins, 1)]
+    first = f"{group.name}-1" if group.name in _SEVERAL else group.name
+    names = (first, *(f"{group.name}-{number}" for number in range(2, len(bins) + 1)))
+    return [(name, tuple(each)) for name, each in zip(names, bins, strict=False)]
 
 
 def _own_layers(group: _Group, packages: list[Package]) -> list[tuple[str, tuple[Package, ...]]]:
