@@ -27,6 +27,7 @@ from comfypod.image.context import write_context
 from comfypod.image.layer import EPOCH
 from comfypod.image.network import network, secret_files
 from comfypod.image.request import Build
+from comfypod.image.settle import settle
 from comfypod.lock.load import read_lock
 from comfypod.manifest.profiles import load_profiles
 from tests.kit import standin
@@ -276,4 +277,5 @@ class ImageLab:
             env = {**os.environ, **engine.environment}
             done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=900, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
+        settle(engine, tag)
         return tag

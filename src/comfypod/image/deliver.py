@@ -13,11 +13,12 @@ import msgspec
 
 from comfypod import fetch
 from comfypod.errors import ComfypodError
+from comfypod.git import is_commit
 from comfypod.image.layer import EPOCH, LayerError, staging
 from comfypod.image.sbom import with_system
 from comfypod.lock.sources import index_url, obtain
 from comfypod.log import Console
-from comfypod.manifest.values import Source
+from comfypod.manifest.values import GitSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _tree(options: argparse.Namespace, console: Console) -> None:
     facts = msgspec.json.decode(options.facts.read_bytes(), type=TreeFacts)
+    if not facts.digest and not all(_is_pinned(source) for source in facts.sources):
+        raise LayerError(facts.item, "the lock names neither its digest nor a commit; run `comfypod lock`")
     # Bytecode that compares itself with its source: people edit nodes.
     with _naming(facts.item), staging(options.root, unchecked=False) as staged:
         place = staged / facts.target.lstrip("/")
@@ -84,6 +87,11 @@ def _tree(options: argparse.Namespace, console: Console) -> None:
             facts.sources, place, digest=facts.digest or None, base=Path("/"), scratch=scratch,
             index=index_url(os.environ), console=console,
         )  # fmt: skip
+
+
+def _is_pinned(source: Source) -> bool:
+    """Whether a source can only give one tree: Git checks a commit's contents as it fetches them."""
+    return isinstance(source, GitSource) and is_commit(source.ref)
 
 
 def _model(options: argparse.Namespace, console: Console) -> None:

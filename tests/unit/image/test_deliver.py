@@ -42,16 +42,29 @@ def test_a_node_from_git_becomes_a_layer_without_its_history(tmp_path: Path) -> 
     assert {int(path.lstat().st_mtime) for path in (tmp_path / "layer").rglob("*")} == {EPOCH}
 
 
-@pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, ""])
 def test_a_tree_with_another_digest_is_refused_in_one_line_and_leaves_nothing(
-    digest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tree(tmp_path / "mine", NODE)
-    assert main(tree(tmp_path, {"kind": "path", "path": str(tmp_path / "mine")}, digest)) == 1
+    assert main(tree(tmp_path, {"kind": "path", "path": str(tmp_path / "mine")}, "sha256:" + "0" * 64)) == 1
     said = capsys.readouterr()
     last = (said.out + said.err).splitlines()[-1]
     assert last.startswith("COMFYPOD FAILED node n: no source has the contents that the lock names: ")
     assert list((tmp_path / "layer").iterdir()) == []
+
+
+def test_h2_without_a_digest_only_a_commit_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repository = make_repository(tmp_path / "n", NODE)
+    for source in (
+        {"kind": "path", "path": str(tmp_path / "n")},
+        {"kind": "git", "url": repository.url, "ref": "main"},
+        {"kind": "archive", "url": "http://127.0.0.1:1/n.zip"},
+    ):
+        assert main(tree(tmp_path, source, "")) == 1
+        said = capsys.readouterr()
+        assert "COMFYPOD FAILED node n: the lock names neither its digest nor a commit" in said.out + said.err
+    commit = repository.git("rev-parse", "HEAD")
+    assert main(tree(tmp_path, {"kind": "git", "url": repository.url, "ref": commit}, "")) == 0
 
 
 def test_a_local_folder_brings_neither_its_modes_nor_what_is_no_content(tmp_path: Path) -> None:

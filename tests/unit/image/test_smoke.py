@@ -53,6 +53,7 @@ def test_only_what_a_container_without_a_gpu_is_told_may_be_warned_of() -> None:
     told = [problem("no-gpu", "there is no GPU")]
     log = "comfypod 1 boots\nWARNING there is no GPU\n      hint\ncomfyui | WARNING: not ours\nready after 3 s\n"
     assert quiet(log, told) == "no warning but 1 expected here"
+    assert quiet(log.replace("\n", "; what to do\n"), told) == "no warning but 1 expected here"
     assert quiet("ready\n", []) == "no warning"
     with pytest.raises(ImageError, match="starts with warnings: there is no GPU"):
         quiet(log, [])
