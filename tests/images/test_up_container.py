@@ -50,9 +50,7 @@ class Images:
 def local() -> Engine:
     found = engine.found()
     if isinstance(found, str):
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no container engine: {found}")
-        pytest.skip(f"no container engine: {found}")
+        pytest.skip(f"no engine, see test_engine_is_there: {found}")
     return found
 
 
