@@ -1,6 +1,6 @@
 # Rendered by `comfypod render bake` from comfypod.lock.
-#   docker buildx bake --load cpu-slim
-#   REPOSITORY=ghcr.io/me/comfypod docker buildx bake --push
+# It tries nothing, so what it makes is called untried; `comfypod build` tries an image and names it.
+#   docker buildx bake --load --set '*.platform=linux/amd64' cpu-slim
 
 variable "REPOSITORY" {
   default = "comfypod"
@@ -15,7 +15,7 @@ target "4090-slim" {
   dockerfile = "Dockerfiles/Dockerfile.4090"
   target     = "slim"
   platforms  = ["linux/amd64"]
-  tags       = ["${REPOSITORY}:0.30.0-4090-slim-652ca9faf4a2", "${REPOSITORY}:4090-slim"]
+  tags       = ["${REPOSITORY}:4090-slim-untried"]
 }
 
 target "4090-full" {
@@ -23,7 +23,7 @@ target "4090-full" {
   dockerfile = "Dockerfiles/Dockerfile.4090"
   target     = "full"
   platforms  = ["linux/amd64"]
-  tags       = ["${REPOSITORY}:0.30.0-4090-full-652ca9faf4a2", "${REPOSITORY}:4090"]
+  tags       = ["${REPOSITORY}:4090-full-untried"]
 }
 
 target "5090-slim" {
@@ -31,7 +31,7 @@ target "5090-slim" {
   dockerfile = "Dockerfiles/Dockerfile.5090"
   target     = "slim"
   platforms  = ["linux/amd64"]
-  tags       = ["${REPOSITORY}:0.30.0-5090-slim-652ca9faf4a2", "${REPOSITORY}:5090-slim"]
+  tags       = ["${REPOSITORY}:5090-slim-untried"]
 }
 
 target "5090-full" {
@@ -39,7 +39,7 @@ target "5090-full" {
   dockerfile = "Dockerfiles/Dockerfile.5090"
   target     = "full"
   platforms  = ["linux/amd64"]
-  tags       = ["${REPOSITORY}:0.30.0-5090-full-652ca9faf4a2", "${REPOSITORY}:5090"]
+  tags       = ["${REPOSITORY}:5090-full-untried"]
 }
 
 target "cpu-slim" {
@@ -47,7 +47,7 @@ target "cpu-slim" {
   dockerfile = "Dockerfiles/Dockerfile.cpu"
   target     = "slim"
   platforms  = ["linux/amd64", "linux/arm64"]
-  tags       = ["${REPOSITORY}:0.30.0-cpu-slim-652ca9faf4a2", "${REPOSITORY}:cpu-slim"]
+  tags       = ["${REPOSITORY}:cpu-slim-untried"]
 }
 
 target "cpu-full" {
@@ -55,5 +55,5 @@ target "cpu-full" {
   dockerfile = "Dockerfiles/Dockerfile.cpu"
   target     = "full"
   platforms  = ["linux/amd64", "linux/arm64"]
-  tags       = ["${REPOSITORY}:0.30.0-cpu-full-652ca9faf4a2", "${REPOSITORY}:cpu"]
+  tags       = ["${REPOSITORY}:cpu-full-untried"]
 }

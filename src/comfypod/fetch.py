@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from comfypod import __version__
 from comfypod.errors import IntegrityError, SourceError
@@ -37,8 +39,11 @@ def _open(
         raise SourceError(f"cannot fetch {shown(url)}: only http and https addresses are fetched")
     try:
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
-            url, method=method, headers={"User-Agent": f"comfypod/{__version__}", **headers}
+            shown(url), method=method, headers={"User-Agent": f"comfypod/{__version__}", **headers}
         )
+        if login := _login(url):
+            # Not for whoever a redirect leads to.
+            request.add_unredirected_header("Authorization", login)
         response: HTTPResponse = _opener(*handlers).open(request, timeout=_CONNECT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
@@ -49,6 +54,12 @@ def _open(
     except ValueError as error:
         raise SourceError(f"{shown(url)} is not an address: {error}", "check how it is written") from error
     return response
+
+
+def _login(url: str) -> str:
+    """Return the header for the login that stands in an address, nothing where there is none."""
+    user, found, _ = urlsplit(url).netloc.rpartition("@")
+    return "Basic " + base64.b64encode(unquote(user).encode()).decode("ascii") if found else ""
 
 
 def _opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:

@@ -34,8 +34,8 @@ def bake(recipes: Sequence[Recipe]) -> str:
     names = ", ".join(f'"{_target(recipe, variant)}"' for recipe, variant in targets)
     head = [
         "# Rendered by `comfypod render bake` from comfypod.lock.",
-        "#   docker buildx bake --load cpu-slim",
-        "#   REPOSITORY=ghcr.io/me/comfypod docker buildx bake --push",
+        "# It tries nothing, so what it makes is called untried; `comfypod build` tries an image and names it.",
+        "#   docker buildx bake --load --set '*.platform=linux/amd64' cpu-slim",
         "",
         'variable "REPOSITORY" {',
         f'  default = "{REPOSITORY}"',
@@ -53,7 +53,6 @@ def _target(recipe: Recipe, variant: Variant) -> str:
 
 
 def _block(recipe: Recipe, variant: Variant) -> str:
-    tags = ", ".join(f'"${{REPOSITORY}}:{tag}"' for tag in image_tags(recipe, variant))
     where = ", ".join(f'"{platform}"' for platform in platforms(recipe))
     return "\n".join([
         "",
@@ -62,7 +61,7 @@ def _block(recipe: Recipe, variant: Variant) -> str:
         f'  dockerfile = "Dockerfiles/Dockerfile.{recipe.profile.name}"',
         f'  target     = "{variant}"',
         f"  platforms  = [{where}]",
-        f"  tags       = [{tags}]",
+        f'  tags       = ["${{REPOSITORY}}:{_target(recipe, variant)}-untried"]',
         "}",
     ])  # fmt: skip
 

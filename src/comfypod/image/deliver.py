@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 USER = "comfypod"
+_LARGE = 128 * 1024
 USER_ID = 1000
 
 
@@ -55,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
     except LayerError as error:
         console.line(f"COMFYPOD FAILED {error.item}: {error.reason}")
         return 1
+    except OSError as error:
+        console.line(f"COMFYPOD FAILED {options.root}: {error}")
+        return 1
     return 0
 
 
@@ -65,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--facts", type=Path, required=True)
         command.add_argument("--root", type=Path, default=Path("/"))
+        command.add_argument("--large", type=Path, help="where large files that are no code are collected")
         command.set_defaults(work=work)
     facts = commands.add_parser("facts")
     facts.add_argument("--locked", required=True, help="pod.json and sbom, without their endings")
@@ -87,6 +92,19 @@ def _tree(options: argparse.Namespace, console: Console) -> None:
             facts.sources, place, digest=facts.digest or None, base=Path("/"), scratch=scratch,
             index=index_url(os.environ), console=console,
         )  # fmt: skip
+        if options.large is not None:
+            with staging(options.large, unchecked=False) as aside:
+                _set_large_aside(staged, aside)
+
+
+def _set_large_aside(staged: Path, aside: Path) -> None:
+    """Move what is large and no code, such as tokenizers and pictures: it rarely changes from version to version."""
+    for folder, _, names in os.walk(staged):
+        for path in (Path(folder, name) for name in sorted(names)):
+            if not path.is_symlink() and path.suffix != ".py" and path.stat().st_size >= _LARGE:
+                place = aside / path.relative_to(staged)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
 
 
 def _is_pinned(source: Source) -> bool:

@@ -185,6 +185,8 @@ def _trees(recipe: Recipe, *, collect: bool) -> list[str]:
 
 def _deliver(kind: str, name: str, title: str, *, collect: bool, local: bool = False) -> str:
     root = f" --root /layers/{name}" if collect else ""
+    if collect and kind == "tree":
+        root += f" --large /layers/data-{name}"
     folder = (f"--mount=type=bind,source={LOCAL}/{name},target=/run/build/local/{name}",) if local else ()
     mounts = (_SOURCE, _bind(name), *folder, *_SECRETS)
     command = f"{_DELIVER} {kind} --facts /run/build/locked/facts.json{root}"
@@ -202,10 +204,9 @@ def _collected(recipe: Recipe, variant: Variant) -> list[str]:
     wanted, full = _of(recipe, variant), variant == "full"
     shared = [layer.name for layer in wanted if not layer.late and not layer.full_only]
     own = [layer.name for layer in wanted if not layer.late and layer.full_only]
-    often = [
-        *(f"model-{model.name}" for model in recipe.models), *(layer.name for layer in wanted if layer.late), "comfyui",
-        *(f"node-{node.name}" for node in recipe.nodes), "comfypod",
-    ]  # fmt: skip
+    trees = ["comfyui", *(f"node-{node.name}" for node in recipe.nodes)]
+    often = [f"data-{name}" for name in trees] + [f"model-{model.name}" for model in recipe.models]
+    often += [layer.name for layer in wanted if layer.late] + [*trees, "comfypod"]
     return [
         _variant_title(variant),
         f"FROM system AS {variant}",

@@ -45,6 +45,9 @@ def main(argv: list[str]) -> int:
     except LayerError as error:
         print(f"COMFYPOD FAILED {error.item}: {error.reason}", file=sys.stderr, flush=True)  # noqa: T201
         return 1
+    except OSError as error:
+        print(f"COMFYPOD FAILED {' '.join(argv)}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1
     return 0
 
 

@@ -44,10 +44,9 @@ _OURS = re.compile(r"^(?:WARNING|ERROR) (?P<text>.*)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried: whether it went well, in how many seconds, and what was seen."""
+    """One thing that was tried and went well: in how many seconds, and what was seen."""
 
     name: str
-    ok: bool
     seconds: float
     detail: str
 
@@ -88,7 +87,7 @@ def smoke(engine: Engine, image: str, wanted: Plan, console: Console) -> list[Ch
     def tried(name: str, work: Callable[[], str]) -> None:
         begun = time.monotonic()
         detail = work()
-        checks.append(Check(name, ok=True, seconds=round(time.monotonic() - begun, 1), detail=detail))
+        checks.append(Check(name, seconds=round(time.monotonic() - begun, 1), detail=detail))
         console.line(f"  {wanted.name} {name}: {detail} ({checks[-1].seconds:.1f} s)")
 
     tried("structure", lambda: f"{len(structure.check(engine, image, wanted))} rules are kept")

@@ -93,7 +93,7 @@ def _commands(wanted: Plan, *, full: bool) -> Iterator[dict[str, Any]]:
         "excludedOutput": ["."],
     }  # fmt: skip
     yield _command("ffmpeg is there", "ffmpeg", ["-version"], "ffmpeg version")
-    owners = f"find {made.COMFYUI} {made.VENV} {made.COMFYPOD} ! -user root -o -perm -o+w ! -type l | head -5"
+    owners = "find /opt /etc/comfypod ! -user root -o -perm -o+w ! -type l | head -5"
     yield {
         "name": "what is the image's is root's and nobody else's to write", "command": "sh", "args": ["-c", owners],
         "excludedOutput": ["."],

@@ -11,6 +11,7 @@ from comfypod.errors import LockError
 from comfypod.manifest.values import (
     Arch,
     GitSource,
+    ItemName,
     PathSource,
     SafeName,
     SafePath,
@@ -36,7 +37,7 @@ class LockedComfyUI(_Frozen, frozen=True):
     `manager` is the version of ComfyUI-Manager in its environment, empty where there is none.
     """
 
-    version: str
+    version: Annotated[str, msgspec.Meta(pattern=r"\A[0-9][0-9A-Za-z.+-]*\Z")]
     digest: TreeDigest
     files: int
     bytes: int
@@ -86,7 +87,7 @@ class Environment(_Frozen, frozen=True):
     source distributions, and empty where it has none.
     """
 
-    name: str
+    name: ItemName
     purpose: Purpose
     arch: Arch
     python: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+\.[0-9]+\Z")]
@@ -137,13 +138,13 @@ class LockedNode(_Frozen, frozen=True):
     contents by itself, which Git checks as it fetches them; `digest` may then be empty until a lock is made anew.
     """
 
-    name: SafeName
+    name: ItemName
     url: str
     ref: str
     commit: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{40}|[0-9a-f]{64})?\Z")]
     digest: Annotated[str, msgspec.Meta(pattern=r"\A(sha256:[0-9a-f]{64})?\Z")]
     requirements: tuple[str, ...] = ()
-    path: str = ""
+    path: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z")] = ""
 
     @property
     def source(self) -> GitSource | PathSource:
@@ -154,7 +155,7 @@ class LockedNode(_Frozen, frozen=True):
 class LockedModel(_Frozen, frozen=True):
     """A model file: `folder` below `models/`, `size` in bytes; `bake` puts it into images."""
 
-    name: str
+    name: ItemName
     url: str
     folder: SafePath
     file: SafeName

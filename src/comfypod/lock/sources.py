@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -54,11 +54,10 @@ class _Place:
 
 
 def index_url(environ: Mapping[str, str]) -> str:
-    """Return the package index that the environment names, without any login in it."""
+    """Return the package index that the environment names, with the login that it may have; `fetch` hides it."""
     names = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
     url = next((environ[name] for name in names if environ.get(name)), _PUBLIC_INDEX)
-    parts = urlsplit(re.sub(r"\A[\w.-]+=(?=https?://)", "", url))
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return re.sub(r"\A[\w.-]+=(?=https?://)", "", url).rstrip("/")
 
 
 def uv_index(environ: Mapping[str, str]) -> dict[str, str]:
@@ -204,13 +203,13 @@ def _find_sdist(source: SdistSource, index: str) -> tuple[str, int | None]:
     try:
         listing = msgspec.convert(fetch.get_json(page, _INDEX_JSON), _Listing)
     except msgspec.ValidationError as error:
-        raise SourceError(f"{page} is not a list of files: {error}") from error
+        raise SourceError(f"{fetch.shown(page)} is not a list of files: {error}") from error
     wanted = normal(f"{source.package}-{source.version}")
     for listed in listing.files:
         stem = next((listed.filename.removesuffix(end) for end in _SDIST_SUFFIXES if listed.filename.endswith(end)), "")
         if normal(stem) == wanted:
             return urljoin(page, listed.url), listed.size
-    raise SourceError(f"{page} lists no source distribution of version {source.version}")
+    raise SourceError(f"{fetch.shown(page)} lists no source distribution of version {source.version}")
 
 
 def normal(name: str) -> str:

@@ -6,12 +6,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from comfypod.manifest.values import SafeName, SafePath, Sha256, Source
+from comfypod.manifest.values import ItemName, SafeName, SafePath, Sha256, Source, Version
 from comfypod.settings import as_text
 
-Version = Annotated[
-    str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9]+)+([-+.]?[0-9A-Za-z.]+)?\Z", description='a version such as "0.30.0"')
-]
 Requirement = Annotated[
     str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][^\r\n]*\Z", description='a requirement such as "numpy>=2"')
 ]
@@ -79,7 +76,7 @@ class Jupyter(_Written, frozen=True):
 class Node(_Written, frozen=True):
     """A custom node: the folder's name, and a repository with a commit, tag or branch of it, or a local folder."""
 
-    name: SafeName
+    name: ItemName
     git: GitAddress | None = None
     ref: Reference | None = None
     path: Folder | None = None
@@ -91,7 +88,7 @@ class Model(_Written, frozen=True):
     `bake` puts it into images.
     """
 
-    name: SafeName
+    name: ItemName
     url: WebAddress
     folder: SafePath
     file: SafeName | None = None

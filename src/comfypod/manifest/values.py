@@ -15,6 +15,14 @@ SafeName = Annotated[
         description="a plain name, without `/` and not `..`",
     ),
 ]
+# What becomes part of a Dockerfile, a folder and a layer's name.
+ItemName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", description="a name of letters, digits, `.`, `_` and `-`"),
+]
+Version = Annotated[
+    str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9]+)+([-+.]?[0-9A-Za-z.]+)?\Z", description='a version such as "0.30.0"')
+]
 SafePath = Annotated[
     str,
     msgspec.Meta(
@@ -57,7 +65,7 @@ class SdistSource(_Source, frozen=True, tag_field="kind", tag="sdist"):
 class PathSource(_Source, frozen=True, tag_field="kind", tag="path"):
     """A folder on this machine; relative ones are below the manifest's folder."""
 
-    path: str
+    path: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", description="the name of a folder")]
 
 
 Source = GitSource | ArchiveSource | SdistSource | PathSource

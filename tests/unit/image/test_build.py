@@ -102,7 +102,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     monkeypatch.setenv("COMFYPOD_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(building, "find", lambda _: found)
     monkeypatch.setattr("comfypod.image.structure.program", lambda: "/bin/container-structure-test")
-    monkeypatch.setattr("comfypod.image.smoke.smoke", lambda *_: [Check("boot", True, 1.0, "ready")])
+    monkeypatch.setattr("comfypod.image.smoke.smoke", lambda *_: [Check("boot", 1.0, "ready")])
     monkeypatch.setattr(
         "comfypod.image.context.write_context", lambda _, __, folder, ___: (folder / "f").write_text("x")
     )

@@ -13,6 +13,8 @@ from comfypod.manifest import values
 TEXT = st.text('abcxyz019._-=<> \u00e9"\\', min_size=1, max_size=12)
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 NAMES = st.text("abc._-", min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))
+ITEMS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", fullmatch=True)
+VERSIONS = st.from_regex(r"[0-9][0-9A-Za-z.+-]*", fullmatch=True)
 WHEELS = st.builds(schema.Wheel, NAMES, HEX, st.integers(0, 2**40))
 BUILT = st.builds(schema.Package, TEXT, TEXT, st.lists(WHEELS, min_size=1, max_size=3).map(tuple))
 SDISTS = st.builds(schema.SourceFile, NAMES, HEX, st.integers(0, 2**40))
@@ -21,7 +23,7 @@ SOURCES = st.one_of(
     st.builds(values.GitSource, TEXT, TEXT, st.none() | NAMES),
     st.builds(values.ArchiveSource, TEXT, st.none() | HEX),
     st.builds(values.SdistSource, TEXT, TEXT, HEX),
-    st.builds(values.PathSource, TEXT),
+    st.builds(values.PathSource, NAMES),
 )
 ENVIRONMENTS = st.builds(
     schema.Environment, st.just("e"), st.sampled_from(["comfyui", "jupyter", "comfypod"]),
@@ -33,20 +35,20 @@ LOCKS = st.builds(
     schema.Lock,
     schema=st.just(schema.SCHEMA),
     comfyui=st.builds(
-        schema.LockedComfyUI, TEXT, HEX.map("sha256:{}".format), st.integers(0), st.integers(0),
+        schema.LockedComfyUI, VERSIONS, HEX.map("sha256:{}".format), st.integers(0), st.integers(0),
         st.lists(SOURCES, max_size=3).map(tuple),
     ),
     targets=st.sampled_from(["", "e"]).map(lambda own: (schema.LockedTarget("cpu", "x86_64", "e", "e", own),)),
     environments=st.tuples(ENVIRONMENTS),
     nodes=st.lists(
-        st.builds(schema.LockedNode, NAMES, TEXT, TEXT, HEX, HEX.map("sha256:{}".format))
+        st.builds(schema.LockedNode, ITEMS, TEXT, TEXT, HEX, HEX.map("sha256:{}".format))
         | st.builds(
-            schema.LockedNode, NAMES, st.just(""), st.just(""), st.just(""), HEX.map("sha256:{}".format), path=TEXT
+            schema.LockedNode, ITEMS, st.just(""), st.just(""), st.just(""), HEX.map("sha256:{}".format), path=TEXT
         ),
         max_size=2,
     ).map(tuple),
     models=st.lists(
-        st.builds(schema.LockedModel, TEXT, TEXT, NAMES, NAMES, HEX, st.integers(1, 2**50)), max_size=2
+        st.builds(schema.LockedModel, ITEMS, TEXT, NAMES, NAMES, HEX, st.integers(1, 2**50)), max_size=2
     ).map(tuple),
 )  # fmt: skip
 
@@ -158,3 +160,21 @@ def test_a_target_may_have_no_environment_of_comfypod_and_no_unknown_one() -> No
     for field in ("comfyui", "jupyter", "comfypod"):
         _refused("unknown environment 'gone'", targets=(msgspec.structs.replace(lock.targets[0], **{field: "gone"}),))
     _refused("unknown environment ''", targets=(msgspec.structs.replace(lock.targets[0], jupyter=""),))
+
+
+@pytest.mark.parametrize(
+    "hostile", ["x$(touch PWN)", "x;PWN", "SD XL", "a,b", "x\nRUN touch PWN", "../../x", '"', "-v", ""]
+)
+def test_a_name_that_would_be_more_than_a_name_in_a_dockerfile_is_refused(hostile: str) -> None:
+    lock = read_lock(None)
+    (node,), environment = lock.nodes, lock.environments[0]
+    model = schema.LockedModel(hostile, "https://example.com/m", "vae", "m.bin", "0" * 64, 1)
+    for changed in (
+        {"nodes": (msgspec.structs.replace(node, name=hostile),)},
+        {"models": (model,)},
+        {"environments": (msgspec.structs.replace(environment, name=hostile), *lock.environments[1:])},
+        {"comfyui": msgspec.structs.replace(lock.comfyui, version=hostile)},
+    ):
+        data = msgspec.json.encode(msgspec.structs.replace(lock, **changed))
+        with pytest.raises(LockError, match="is not a lock"):
+            schema.decode(data, "x")

@@ -164,7 +164,7 @@ def test_a_subfolder_that_is_missing_or_leads_outside_is_refused(tmp_path: Path)
         ({}, "https://pypi.org/simple"),
         ({"PIP_INDEX_URL": "https://a.example/s/"}, "https://a.example/s"),
         ({"PIP_INDEX_URL": "https://a/", "UV_DEFAULT_INDEX": "name=https://b.example/s"}, "https://b.example/s"),
-        ({"UV_INDEX_URL": "https://user:secret@c.example:8443/s?x=1"}, "https://c.example:8443/s?x=1"),
+        ({"UV_INDEX_URL": "https://user:secret@c.example:8443/s?x=1"}, "https://user:secret@c.example:8443/s?x=1"),
     ],
 )
 def test_the_index_comes_from_the_environment_without_a_login(environ: dict[str, str], url: str) -> None:
