@@ -219,6 +219,8 @@ def test_f9_baked_nodes_are_there_whatever_is_mounted(
         assert "KitInvert" in container.nodes()
         names = {row["name"]: row["state"] for row in status["nodes"]}
         assert names[NODE] == "baked"
+        if inner:
+            assert (status["identity"]["uid"], set(problems(status))) == (1000, {"not-a-mount"})
         if inner != "ComfyUI/models":
             assert names["user_node"] == "present"
 

@@ -19,7 +19,7 @@ from comfypod.workspace.layout import Layout
 from comfypod.workspace.seed import USER_FOLDERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 NAME = "comfypod"
 _USUAL = 1000
@@ -45,12 +45,17 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The workspace folder as it was found, and who owns the records of earlier boots in it (None without any)."""
+    """The workspace folder as it was found.
+
+    `records` is who owns the records of earlier boots in it, or else what is mounted below it; None without any. `made`
+    are the folders that the engine made for those mounts.
+    """
 
     uid: int
     gid: int
     empty: bool
     records: tuple[int, int] | None = None
+    made: tuple[Path, ...] = ()
 
 
 def current(told: str = "the user that started it") -> Identity:
@@ -58,8 +63,25 @@ def current(told: str = "the user that started it") -> Identity:
     return Identity(os.geteuid(), os.getegid(), told)
 
 
-def look(workspace: Path) -> Folder | None:
-    """Look at the workspace folder; None when it is not there."""
+def made_for(workspace: Path, mounts: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the folders that the engine made to mount something below the workspace, itself first.
+
+    They belong to the container and hold nothing but each other and what is mounted; none where they hold more. A
+    mounted folder that is empty and root's was made by the engine, too.
+    """
+    made = {parent for mount in mounts for parent in mount.parents if parent.is_relative_to(workspace)}
+    known = {*made, *mounts}
+    try:
+        if not all(entry in known for folder in made for entry in folder.iterdir()):
+            return ()
+        new = {mount for mount in mounts if mount.stat().st_uid == _ROOT and mount.is_dir() and not os.listdir(mount)}
+    except OSError:
+        return ()
+    return tuple(sorted(made | new))
+
+
+def look(workspace: Path, mounts: Sequence[Path] = ()) -> Folder | None:
+    """Look at the workspace folder, and at what is mounted below it; None when it is not there."""
     try:
         facts = workspace.stat()
     except FileNotFoundError:
@@ -72,6 +94,9 @@ def look(workspace: Path) -> Folder | None:
     with contextlib.suppress(OSError):
         kept = Layout(workspace).records.stat()
         records = (kept.st_uid, kept.st_gid)
+    if made := made_for(workspace, mounts):
+        owners = [(about.st_uid, about.st_gid) for about in map(Path.stat, mounts) if about.st_uid != _ROOT]
+        return Folder(facts.st_uid, facts.st_gid, empty=True, records=next(iter(owners), None), made=made)
     return Folder(facts.st_uid, facts.st_gid, empty, records)
 
 
@@ -83,23 +108,24 @@ def decide(euid: int, egid: int, puid: str, pgid: str, folder: Folder | None) ->
     if puid or pgid:
         uid = int(puid or _USUAL)
         return Identity(uid, int(pgid or uid), "PUID and PGID", chosen=True)
+    if folder is not None and folder.uid == _ROOT and folder.records is not None and folder.records[0] != _ROOT:
+        whose = "of what is mounted in the workspace" if folder.made else "of the workspace's records"
+        return Identity(*folder.records, f"the owner {whose}")
     if folder is None or (folder.uid == _ROOT and folder.empty):
         return Identity(_USUAL, _USUAL, "the usual user, for a new workspace")
     if folder.uid != _ROOT:
         return Identity(folder.uid, folder.gid, "the owner of the workspace")
-    if folder.records is not None and folder.records[0] != _ROOT:
-        return Identity(*folder.records, "the owner of the workspace's records")
     return _as_root(egid, "the workspace is root's and has contents")
 
 
-def take_on(workspace: Path, puid: str, pgid: str) -> Identity:
+def take_on(workspace: Path, puid: str, pgid: str, mounts: Sequence[Path] = ()) -> Identity:
     """Become who `decide` says, as far as this container and this volume allow; root can be had back until `settle`.
 
     Raises:
         StorageError: a user that was asked for cannot use the workspace.
         OSError: the workspace folder cannot be made.
     """
-    folder = look(workspace)
+    folder = look(workspace, mounts)
     wanted = decide(os.geteuid(), os.getegid(), puid, pgid, folder)
     if (wanted.uid, wanted.gid) == (os.geteuid(), os.getegid()):
         if (path := blocked(workspace)) is not None:
@@ -114,10 +140,12 @@ def take_on(workspace: Path, puid: str, pgid: str) -> Identity:
             f"start it with the right to (--cap-add SETUID --cap-add SETGID), or with --user {wanted.uid}:{wanted.gid}"
         )
         return _as_root(os.getegid(), f"changing to {wanted.uid}:{wanted.gid} was refused ({error.strerror})", hint)
-    return _settled_with(wanted, workspace, giveable=folder is None or (folder.empty and folder.uid == _ROOT))
+    ours = folder.made if folder is not None and folder.made else (workspace,)
+    giveable = folder is None or (folder.empty and folder.uid == _ROOT)
+    return _settled_with(wanted, workspace, ours if giveable else ())
 
 
-def _settled_with(wanted: Identity, workspace: Path, *, giveable: bool) -> Identity:
+def _settled_with(wanted: Identity, workspace: Path, giveable: Sequence[Path]) -> Identity:
     """Make sure that the workspace can be used as who we are now, or become root again."""
     path = blocked(workspace)
     if path is None:
@@ -125,7 +153,8 @@ def _settled_with(wanted: Identity, workspace: Path, *, giveable: bool) -> Ident
     if giveable:
         try:
             with as_root():
-                os.chown(workspace, wanted.uid, wanted.gid)
+                for folder in giveable:
+                    os.chown(folder, wanted.uid, wanted.gid, follow_symlinks=False)
         except OSError as error:
             _give_up()
             return _as_root(_ROOT, f"giving {workspace} to {wanted.uid}:{wanted.gid} was refused ({error.strerror})")

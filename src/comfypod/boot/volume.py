@@ -47,7 +47,8 @@ def prepare_workspace(context: Context, view: StageView) -> str:
 def _become(context: Context) -> None:
     if context.in_image:
         settings = context.settings
-        context.identity = identity.take_on(context.layout.root, settings.puid, settings.pgid)
+        mounts = [Path(point) for point in _mounts(context) or ()]
+        context.identity = identity.take_on(context.layout.root, settings.puid, settings.pgid, mounts)
     context.health.identity = context.identity.shown()
 
 
@@ -60,6 +61,16 @@ def _warn(context: Context) -> None:
 
 def _unmounted(context: Context) -> Problem | None:
     """Return what to say when whatever is written goes with the container."""
+    root, below = str(context.layout.root.resolve()), _mounts(context)
+    if below is None:
+        return None
+    kept = f", but for {', '.join(below)}" if below else ""
+    told = f"{root} is not on a volume: what is written there is lost with the container{kept}"
+    return Problem("not-a-mount", told, f"give it one: -v comfypod-workspace:{root}")
+
+
+def _mounts(context: Context) -> list[str] | None:
+    """Return what is mounted below the workspace; None when it is on a volume itself, or nothing is known."""
     root = str(context.layout.root.resolve())
     try:
         table = context.surroundings.mounts.read_text("utf-8", "surrogateescape")
@@ -68,10 +79,7 @@ def _unmounted(context: Context) -> Problem | None:
     points = {_unescaped(line.split(" ")[4]) for line in table.splitlines()}
     if any(point != "/" and f"{root}/".startswith(f"{point}/") for point in points):
         return None
-    below = sorted(point for point in points if point.startswith(f"{root}/"))
-    kept = f", but for {', '.join(below)}" if below else ""
-    told = f"{root} is not on a volume: what is written there is lost with the container{kept}"
-    return Problem("not-a-mount", told, f"give it one: -v comfypod-workspace:{root}")
+    return sorted(point for point in points if point.startswith(f"{root}/"))
 
 
 def _unescaped(text: str) -> str:

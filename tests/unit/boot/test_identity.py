@@ -33,6 +33,14 @@ def workspace() -> Iterator[Path]:
         yield folder / "workspace"
 
 
+def status_of(task: Path) -> str:
+    """Return what the kernel says of a thread; one that has just ended says nothing."""
+    try:
+        return (task / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def fill(workspace: Path) -> None:
     """Make a folder look used."""
     (workspace / "mine.txt").write_text("mine")
@@ -48,6 +56,8 @@ def fill(workspace: Path) -> None:
         ("", "", ROOTS, (0, 0)),
         ("", "", Folder(0, 0, empty=False, records=(0, 0)), (0, 0)),
         ("", "", Folder(0, 0, empty=False, records=(33, 44)), (33, 44)),
+        ("", "", Folder(0, 0, empty=True, made=(Path("/workspace"),)), (1000, 1000)),
+        ("", "", Folder(0, 0, empty=True, records=(33, 44), made=(Path("/workspace"),)), (33, 44)),
         ("7", "", ROOTS, (7, 7)),
         ("7", "8", NEW, (7, 8)),
         ("", "8", NEW, (1000, 8)),
@@ -104,7 +114,7 @@ def test_f1_a_dropped_process_has_no_way_back_in_any_thread() -> None:
         lines = {
             line
             for task in Path("/proc/self/task").iterdir()
-            for line in (task / "status").read_text().splitlines()
+            for line in status_of(task).splitlines()
             if line.startswith(("Uid", "Gid", "CapEff", "CapPrm"))
         }
         holding.set()
@@ -321,3 +331,17 @@ def test_f1_a_user_without_a_passwd_entry_has_a_name_and_a_home(workspace: Path)
     assert (changed["USER"], changed["LOGNAME"]) == ("comfypod", "comfypod")
     assert changed["HOME"] == str(workspace.parent / "home")
     assert (workspace.parent / "home").stat().st_uid == 12345
+
+
+def test_f9_folders_that_the_engine_made_for_a_mount_are_known_from_those_that_hold_more(tmp_path: Path) -> None:
+    mount = tmp_path / "ws" / "ComfyUI" / "models"
+    mount.mkdir(parents=True)
+    (mount / "theirs").write_text("")
+    assert identity.made_for(tmp_path / "ws", [mount]) == (tmp_path / "ws", tmp_path / "ws" / "ComfyUI")
+    empty = tmp_path / "ws" / "ComfyUI" / "output"
+    empty.mkdir()
+    assert (empty in identity.made_for(tmp_path / "ws", [mount, empty])) == (os.geteuid() == 0)
+    empty.rmdir()
+    assert identity.made_for(tmp_path / "ws", []) == ()
+    (tmp_path / "ws" / "ComfyUI" / "main.py").write_text("")
+    assert identity.made_for(tmp_path / "ws", [mount]) == ()
