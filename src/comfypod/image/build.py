@@ -234,6 +234,9 @@ def _found(engine: Engine, reference: str) -> Image:
 
 def _push(engine: Engine, wanted: Plan, log: Path, console: Console) -> None:
     for tag in wanted.tags:
+        if tag == wanted.fixed and engine.published(tag):
+            console.line(f"{wanted.name}: {tag} is published already, and stays what it is")
+            continue
         steps = Steps(console, f"push {tag}")
         done = engine.push(tag, log, steps)
         if not done.ok:

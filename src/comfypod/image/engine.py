@@ -88,6 +88,11 @@ class Engine:
         options = () if self.is_docker else ("--compression-format", "zstd")
         return self._stream([self.program, "push", *options, reference], log, watch, _PUSH_SECONDS)
 
+    def published(self, reference: str) -> bool:
+        """Whether a registry has an image of this name already; one that does not answer has none."""
+        done = proc.run([self.program, "manifest", "inspect", reference], seconds=_ASK_SECONDS, env=self._environ())
+        return done.ok
+
     def _stream(self, argv: Sequence[str], log: Path, watch: Watch | None, seconds: float) -> proc.Completed:
         reader = _Lines(log, watch)
         done = proc.run(argv, seconds=seconds, env=self._environ(), output=log, tick=reader.read, tied=True)

@@ -54,6 +54,7 @@ class Engine:
     requests: list[Build] = field(default_factory=list)
     secrets: list[dict[str, str]] = field(default_factory=list)
     pushed: list[str] = field(default_factory=list)
+    there: tuple[str, ...] = ()
     name = "docker"
     program = "/bin/docker"
     version = "1"
@@ -87,6 +88,9 @@ class Engine:
     def push(self, reference: str, log: Path, watch: Watch) -> Completed:
         self.pushed.append(reference)
         return Completed((), 0, "", "")
+
+    def published(self, reference: str) -> bool:
+        return reference in self.there
 
     @property
     def tags(self) -> set[str]:
@@ -216,6 +220,16 @@ def test_push_needs_a_registry_and_comes_last(engine: Engine) -> None:
         build(cpu(push=True), Console(quiet=True))
     build(cpu(push=True, tag="registry.example/a:1"), Console(quiet=True))
     assert engine.pushed == ["registry.example/a:1"]
+
+
+def test_a_tag_that_does_not_move_is_pushed_once(engine: Engine) -> None:
+    build(cpu(push=True, repository="registry.example/a"), Console(quiet=True))
+    fixed, moving = engine.pushed
+    assert moving.endswith(":cpu")
+    engine.pushed.clear()
+    engine.there = (fixed,)
+    build(cpu(push=True, repository="registry.example/a"), Console(quiet=True))
+    assert engine.pushed == [moving]
 
 
 @pytest.mark.parametrize(
