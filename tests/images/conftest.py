@@ -66,7 +66,7 @@ def system(docker: engine.Docker, tmp_path_factory: pytest.TempPathFactory) -> s
         return made.image(docker.engine, f"{engine.LAB}-system:1", stage="system")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages]:
     found = engine.found()
     if isinstance(found, str):
@@ -79,3 +79,4 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages
         images.forget()
         yield images
         images.forget()
+        images.make_room()
