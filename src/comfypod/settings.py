@@ -5,7 +5,9 @@ Order, later wins: default, `pod.json`, `comfypod.toml` of the workspace, enviro
 
 from __future__ import annotations
 
+import os
 import shlex
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 Origin = Literal["default", "pod.json", "comfypod.toml", "environment", "command line"]
 _Layer = tuple[Origin, "Mapping[str, str]"]
 _BLANK = frozenset({"", "null", "none", "undefined"})
+# Who the services are and who reaches them is not for the volume to say: what runs in the pod writes there.
+_NOT_FROM_VOLUME = frozenset({"auth", "control_listen", "jupyter_listen", "listen", "pgid", "puid"})
+_LONGEST_FILE = 1 << 20
 _OURS = {
     "--listen": "use the setting `listen`",
     "--port": "use the setting `port`",
@@ -310,7 +315,7 @@ def _secret(environ: Mapping[str, str], variable: str) -> str:
 
 def _from_workspace(path: Path) -> dict[str, str]:
     try:
-        data = path.read_bytes()
+        data = _read_small(path)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -323,7 +328,20 @@ def _from_workspace(path: Path) -> dict[str, str]:
         raise UsageError(str(error), "mend the file, or move it away") from error
     if not isinstance(table, dict):
         raise UsageError("`settings` is not a table", "write it as [settings]")
+    if refused := sorted(_NOT_FROM_VOLUME.intersection(table)):
+        raise UsageError(f"a volume may not set {refused[0]}", "set it by environment, or in the image's manifest")
     return {name: as_text(name, value) for name, value in table.items()}
+
+
+def _read_small(path: Path) -> bytes:
+    """Read a file that anyone may have put there: a plain one of 1 MiB at most, without waiting for a writer."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise UsageError("it is not a plain file", "move it away")
+        data = handle.read(_LONGEST_FILE + 1)
+    if len(data) > _LONGEST_FILE:
+        raise UsageError("it is larger than 1 MiB", "move it away")
+    return data
 
 
 def _parsed(row: Setting, origin: Origin, text: str) -> Any:

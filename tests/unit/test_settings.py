@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,24 @@ def test_any_environment_resolves_or_is_refused_in_words(environ: dict[str, str]
         assert isinstance(settings.workspace, Path)
         assert set(settings.origins) == {row.name for row in TABLE}
     assert refused
+
+
+@pytest.mark.parametrize("name", ["puid", "pgid", "auth", "listen", "jupyter_listen", "control_listen"])
+def test_a_volume_cannot_say_who_the_services_are_or_who_reaches_them(tmp_path: Path, name: str) -> None:
+    value = {"auth": '"none"', "puid": "0", "pgid": "0"}.get(name, '"0.0.0.0"')
+    (tmp_path / "comfypod.toml").write_text(f"[settings]\n{name} = {value}\n")
+    found = resolve({"workspace": str(tmp_path)}, {}, {})
+    assert found.origins[name] == "default"
+    assert f"a volume may not set {name}" in found.problems[0].message
+
+
+def test_a_comfypod_toml_that_is_a_pipe_or_huge_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "comfypod.toml"
+    os.mkfifo(path)
+    assert "not a plain file" in resolve({"workspace": str(tmp_path)}, {}, {}).problems[0].message
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "not a plain file" in resolve({"workspace": str(tmp_path)}, {}, {}).problems[0].message
+    path.unlink()
+    path.write_bytes(b"#" * (2 << 20))
+    assert "larger than 1 MiB" in resolve({"workspace": str(tmp_path)}, {}, {}).problems[0].message

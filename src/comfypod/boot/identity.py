@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NAME = "comfypod"
 _USUAL = 1000
 _ROOT = 0
+# prctl(2): programs with the setuid bit give no rights any more.
+_NO_NEW_PRIVS = 38
 # A new ext4 file system holds this one, and it is root's.
 _NOT_CONTENT = frozenset({"lost+found"})
 
@@ -92,7 +94,7 @@ def look(workspace: Path, mounts: Sequence[Path] = ()) -> Folder | None:
         empty = False
     records = None
     with contextlib.suppress(OSError):
-        kept = Layout(workspace).records.stat()
+        kept = Layout(workspace).records.lstat()
         records = (kept.st_uid, kept.st_gid)
     if made := made_for(workspace, mounts):
         owners = [(about.st_uid, about.st_gid) for about in map(Path.stat, mounts) if about.st_uid != _ROOT]
@@ -161,11 +163,8 @@ def _settled_with(wanted: Identity, workspace: Path, giveable: Sequence[Path]) -
         path = blocked(workspace)
         if path is None:
             return wanted
-    if wanted.chosen:
-        raise _unusable(path, wanted)
-    told = f"{_described(path)} and cannot be written by {wanted.uid}:{wanted.gid}"
-    _give_up()
-    return _as_root(_ROOT, told)
+    # Not as root: whoever owns the volume could otherwise become root by closing a folder.
+    raise _unusable(path, wanted)
 
 
 def assume(uid: int, gid: int) -> None:
@@ -219,6 +218,14 @@ def settle() -> None:
         os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
         raise HostError("root could not be given up", "start the container with --user and the owner of the workspace")
+
+
+def renounce() -> None:
+    """Let no setuid program give rights to what this thread starts from now on; root keeps what it has."""
+    import ctypes
+
+    if os.geteuid() != _ROOT:
+        ctypes.CDLL(None).prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def blocked(workspace: Path) -> Path | None:

@@ -124,6 +124,8 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
     if not is_loopback(settings.jupyter_listen):
         argv.append("--ServerApp.allow_remote_access=True")
     env = child_environ(environ, Path(pod.python), settings.workspace)
+    if not is_loopback(settings.jupyter_listen):
+        env |= _without_config(Path(env.get("HOME", settings.workspace)))
     if settings.jupyter_password:
         argv.append(f"--config={_password_file(layout, settings.jupyter_password)}")
     else:
@@ -141,6 +143,16 @@ def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, enviro
         limits=Limits(quick_deaths=5),
         stop_seconds=settings.stop_seconds,
     )
+
+
+def _without_config(home: Path) -> dict[str, str]:
+    """Keep files in the home, which any node may write, from taking JupyterLab's login away; its looks stay."""
+    lab = home / ".jupyter" / "lab"
+    return {
+        "JUPYTER_NO_CONFIG": "1",
+        "JUPYTERLAB_SETTINGS_DIR": str(lab / "user-settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(lab / "workspaces"),
+    }
 
 
 def _password_file(layout: Layout, password: str) -> Path:

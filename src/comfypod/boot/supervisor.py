@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from comfypod import __version__
-from comfypod.boot import httpd, probes, services
+from comfypod.boot import httpd, identity, probes, services
 from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
 from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
@@ -215,6 +215,8 @@ class Supervisor:
     def _start(self, service: services.Service | None) -> None:
         if service is None:
             return
+        if self._context.in_image:
+            identity.renounce()
         self.health.urls[service.name] = service.url
         log = LogFile(self._layout.logs / f"{service.name}.log")
         self._logs.append(log)

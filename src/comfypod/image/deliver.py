@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 USER = "comfypod"
-_LARGE = 128 * 1024
+_LARGE = 256 * 1024
 USER_ID = 1000
 
 
