@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,11 @@ settings.register_profile("comfypod", deadline=None)
 settings.load_profile("comfypod")
 
 _OURS = ("COMFYPOD_", "JUPYTER_", "STANDIN_")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as at a terminal: a shell that starts this in the background has it ignored, also in children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
