@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from comfypod import control, ports
-from comfypod.errors import ComfypodError, NotReadyError, Problem, ServiceError, error_of
+from comfypod.errors import ComfypodError, NotReadyError, Problem, ServiceError, error_of, exit_code_table
 from comfypod.files import tail
 from comfypod.result import Result
 
@@ -116,7 +116,9 @@ def boot_error(returncode: int, said: Sequence[str], hint: str, layout: Layout) 
     envelopes = [line for line in said if line.startswith('{"command": "boot"')]
     problems: list[dict[str, str]] = json.loads(envelopes[-1])["errors"] if envelopes else []
     if not problems:
-        return ComfypodError(f"boot ended with {returncode}: {' / '.join(said[-3:])}", hint)
+        # Another boot of this workspace may have taken the place of what this one said.
+        code = next((code for number, code, _ in exit_code_table() if number == returncode), "")
+        return error_of(Problem(code, f"boot ended with {returncode}: {' / '.join(said[-3:])}", hint))
     problem = Problem(**problems[0])
     if problem.code != ServiceError.code:
         return error_of(problem)
