@@ -186,11 +186,15 @@ def _doctor(options: argparse.Namespace, extra: Sequence[str], _: Console) -> Re
     lock = None if in_pod else read_lock(_lock_file(options))
     built = podfile.load(in_pod).settings if in_pod else {**default_settings(), **(lock.settings if lock else {})}
     settings = resolve(built, os.environ, _arguments(options, extra))
-    ports = {"--port": settings.port, **({"--jupyter-port": settings.jupyter_port} if settings.jupyter else {})}
+    jupyter = {"--jupyter-port": settings.jupyter_port} if settings.jupyter else {}
     findings = examine(
         data=data_folder(os.environ),
         workspace=settings.workspace,
-        addresses=((settings.listen, ports), (settings.control_listen, {"--control-port": settings.control_port})),
+        addresses=(
+            (settings.listen, {"--port": settings.port}),
+            (settings.jupyter_listen, jupyter),
+            (settings.control_listen, {"--control-port": settings.control_port}),
+        ),
         lock=lock,
         profile=options.profile,
         jupyter=settings.jupyter,
