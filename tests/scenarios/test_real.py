@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ import pytest
 from PIL import Image
 
 from comfypod import podfile, proc
+from comfypod.lock.load import read_lock
+from comfypod.log import human_bytes
 from tests.kit import comfyui, models
 from tests.kit.pods import ROOT, free_port
 
@@ -45,8 +48,12 @@ def test_up_on_an_empty_data_directory_prints_the_urls(first_up: FirstUp) -> Non
     site, envelope = first_up.site, first_up.envelope
     urls = envelope["data"]["urls"]
     assert urls == {"comfyui": f"http://127.0.0.1:{site.ports[0]}", "jupyter": f"http://127.0.0.1:{site.ports[1]}"}
-    assert "99 packages for ComfyUI" in first_up.said
-    assert "4.8 GB" in first_up.said
+    lock = read_lock(None)
+    target = lock.target("cpu", platform.machine())
+    environment, jupyter = lock.environment(target.comfyui), lock.environment(target.jupyter)
+    assert f"{len(environment.packages)} packages for ComfyUI" in first_up.said
+    fetched = lock.comfyui.bytes + environment.download_bytes + jupyter.download_bytes
+    assert f"{human_bytes(fetched)} to fetch" in first_up.said
     assert envelope["data"]["status"]["comfyui"]["version"] == "0.30.0"
     stats = json.loads(site.client.get("/system_stats"))
     assert stats["system"]["comfyui_version"] == "0.30.0"
@@ -207,16 +214,16 @@ def test_e5_sigterm_when_idle_stops_everything_cleanly(site: RealSite) -> None:
 
 def test_a10_ten_boots_in_a_row(site: RealSite) -> None:
     """Ten real boots: each is clean, nothing of ours grows, no process is left."""
-    sizes = []
+    boots: list[dict[Path, int]] = []
     for _ in range(10):
         envelope = site.up()
         assert envelope["status"] == "success"
         assert envelope["data"]["status"]["problems"] == []
         site.down()
         kept = [path for path in site.layout.root.rglob("*") if path.is_file() and site.layout.logs not in path.parents]
-        sizes.append((len(kept), sum(path.stat().st_size for path in kept)))
-    assert max(count for count, _ in sizes[1:]) == sizes[1][0]
-    assert abs(sizes[-1][1] - sizes[1][1]) < 100_000
+        boots.append({path: path.stat().st_size for path in kept})
+    assert [sorted(kept.keys() - boots[1].keys()) for kept in boots[2:]] == [[]] * 8
+    assert abs(sum(boots[-1].values()) - sum(boots[1].values())) < 100_000
 
 
 def test_an_edit_survives_the_next_boot(site: RealSite) -> None:
