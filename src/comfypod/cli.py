@@ -139,6 +139,8 @@ def _lock_file(options: argparse.Namespace) -> Path | None:
 def _up(options: argparse.Namespace, extra: Sequence[str], console: Console) -> Result:
     from comfypod.host.up import Options, up
 
+    if (image := podfile.find()) is not None:
+        raise UsageError(f"this is a pod already ({image})", "`comfypod boot` starts it, `comfypod status` shows it")
     if options.json and not options.detach:
         raise UsageError("--json needs --detach: in the foreground the pod's own lines are the output")
     arguments = _arguments(options, extra)

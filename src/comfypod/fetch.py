@@ -29,7 +29,7 @@ _SLOWEST = 2000
 
 def shown(url: str) -> str:
     """Return an address for a message: without the login that may stand in it."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", url)
+    return re.sub(r"(?<=://)[^/\s]*@", "", url)
 
 
 def _open(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _NOT_CONTENT = frozenset({".git", "__pycache__"})
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS})
 
+_LONGEST_RECORD = 1 << 20
+
 _DISK_SENTENCES = {
     errno.ENOSPC: ("the disk is full", "free some space or choose another folder"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or ask for a larger quota"),
@@ -158,6 +160,32 @@ def _discard(staged: Path) -> None:
         os.unlink(staged)
 
 
+def open_plain(path: Path, flags: int, mode: int = 0o644) -> int:
+    """Open a name that anyone may have put something else under; never waits for the other end of a pipe.
+
+    Raises:
+        OSError: it is no plain file (EINVAL), or cannot be opened.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+
+
+def read_small(path: Path) -> bytes:
+    """Read a record or a settings file.
+
+    Raises:
+        OSError: it is no plain file (EINVAL), larger than 1 MiB (EFBIG), or cannot be read.
+    """
+    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as source:
+        data = source.read(_LONGEST_RECORD + 1)
+    if len(data) > _LONGEST_RECORD:
+        raise OSError(errno.EFBIG, "it is larger than 1 MiB", str(path))
+    return data
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file."""
     import hashlib
@@ -280,7 +308,7 @@ def _copy_file(source: str, target: Path) -> None:
 def tail(path: Path, lines: int, *, reach: int = 1 << 16) -> list[str]:
     """Return the last lines of a log, none where there is no log; reads at most `reach` bytes."""
     try:
-        with path.open("rb") as handle:
+        with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as handle:
             handle.seek(0, os.SEEK_END)
             handle.seek(max(0, handle.tell() - reach))
             text = handle.read().decode("utf-8", "replace")

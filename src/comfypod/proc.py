@@ -217,6 +217,15 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields and fields[0] != "Z" else None
 
 
+def command_line(pid: int) -> tuple[str, ...]:
+    """Return the arguments that a process runs with; none when it is gone or not to be seen."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as handle:
+            return tuple(handle.read().split("\0"))
+    except OSError:
+        return ()
+
+
 def with_variable(assignment: str) -> list[int]:
     """Return the processes of this user that were started with `NAME=value`, without us and those that we come from.
 

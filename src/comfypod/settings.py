@@ -5,14 +5,13 @@ Order, later wins: default, `pod.json`, `comfypod.toml` of the workspace, enviro
 
 from __future__ import annotations
 
-import os
 import shlex
-import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from comfypod.errors import Problem, UsageError
+from comfypod.files import read_small
 from comfypod.ports import is_loopback
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ _Layer = tuple[Origin, "Mapping[str, str]"]
 _BLANK = frozenset({"", "null", "none", "undefined"})
 # Who the services are and who reaches them is not for the volume to say: what runs in the pod writes there.
 _NOT_FROM_VOLUME = frozenset({"auth", "control_listen", "jupyter_listen", "listen", "pgid", "puid"})
-_LONGEST_FILE = 1 << 20
+_SYSTEM = {("/",), *(("/", name) for name in ("bin", "boot", "dev", "etc", "lib", "proc", "sbin", "sys", "usr"))}
 _OURS = {
     "--listen": "use the setting `listen`",
     "--port": "use the setting `port`",
@@ -35,6 +34,13 @@ def _port(text: str) -> int:
     if text.isdecimal() and 0 < int(text) < 65536:
         return int(text)
     raise ValueError("a port number from 1 to 65535 is expected")
+
+
+def _workspace(text: str) -> Path:
+    path = Path(text)
+    if path.parts[:2] in _SYSTEM or path.resolve().parts[:2] in _SYSTEM:
+        raise ValueError("a folder of your own is expected, not one of the system's")
+    return path
 
 
 def _switch(text: str) -> bool:
@@ -93,7 +99,9 @@ class Setting:
 
 
 TABLE: tuple[Setting, ...] = (
-    Setting("workspace", ("COMFYPOD_WORKSPACE",), "/workspace", Path, "folder that keeps everything of the user's"),
+    Setting(
+        "workspace", ("COMFYPOD_WORKSPACE",), "/workspace", _workspace, "folder that keeps everything of the user's"
+    ),
     Setting(
         "listen",
         ("COMFYPOD_LISTEN",),
@@ -315,11 +323,11 @@ def _secret(environ: Mapping[str, str], variable: str) -> str:
 
 def _from_workspace(path: Path) -> dict[str, str]:
     try:
-        data = _read_small(path)
+        data = read_small(path)
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UsageError(f"it cannot be read: {error.strerror}", "mend its mode, or move it away") from error
+        raise UsageError(f"cannot read it: {error.strerror}", "mend its mode, or move it away") from error
     import tomllib
 
     try:
@@ -331,17 +339,6 @@ def _from_workspace(path: Path) -> dict[str, str]:
     if refused := sorted(_NOT_FROM_VOLUME.intersection(table)):
         raise UsageError(f"a volume may not set {refused[0]}", "set it by environment, or in the image's manifest")
     return {name: as_text(name, value) for name, value in table.items()}
-
-
-def _read_small(path: Path) -> bytes:
-    """Read a file that anyone may have put there: a plain one of 1 MiB at most, without waiting for a writer."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-            raise UsageError("it is not a plain file", "move it away")
-        data = handle.read(_LONGEST_FILE + 1)
-    if len(data) > _LONGEST_FILE:
-        raise UsageError("it is larger than 1 MiB", "move it away")
-    return data
 
 
 def _parsed(row: Setting, origin: Origin, text: str) -> Any:

@@ -222,8 +222,9 @@ def test_a10_ten_boots_in_a_row(site: RealSite) -> None:
         site.down()
         kept = [path for path in site.layout.root.rglob("*") if path.is_file() and site.layout.logs not in path.parents]
         boots.append({path: path.stat().st_size for path in kept})
-    assert [sorted(kept.keys() - boots[1].keys()) for kept in boots[2:]] == [[]] * 8
-    assert abs(sum(boots[-1].values()) - sum(boots[1].values())) < 100_000
+    # ComfyUI-Manager keeps the logs of two earlier runs.
+    assert [sorted(kept.keys() - boots[2].keys()) for kept in boots[3:]] == [[]] * 7
+    assert abs(sum(boots[-1].values()) - sum(boots[2].values())) < 100_000
 
 
 def test_an_edit_survives_the_next_boot(site: RealSite) -> None:

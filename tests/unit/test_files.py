@@ -352,3 +352,20 @@ def test_a_disk_that_fills_up_during_a_copy_names_the_target(tmp_path: Path, mon
     with pytest.raises(OSError, match="no space") as caught:
         files.copy_tree(source, tmp_path / "copy")
     assert caught.value.filename == str(tmp_path / "copy" / "a")
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, flags: int) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe"):
+        files.open_plain(tmp_path / "pipe", flags)
+    with pytest.raises(OSError, match="null"):
+        files.open_plain(Path("/dev/null"), flags)
+
+
+def test_a_record_that_is_huge_or_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "huge").write_bytes(b" " * (1 << 20) + b"1")
+    with pytest.raises(OSError, match="larger than 1 MiB"):
+        files.read_small(tmp_path / "huge")
+    with pytest.raises(OSError, match="not a plain file"):
+        files.read_small(tmp_path)

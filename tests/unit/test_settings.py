@@ -162,3 +162,9 @@ def test_a_comfypod_toml_that_is_a_pipe_or_huge_is_left_out(tmp_path: Path) -> N
     path.unlink()
     path.write_bytes(b"#" * (2 << 20))
     assert "larger than 1 MiB" in resolve({"workspace": str(tmp_path)}, {}, {}).problems[0].message
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "/usr/share", "/dev/../proc"])
+def test_a_folder_of_the_system_is_no_workspace(path: str) -> None:
+    with pytest.raises(UsageError, match="not one of the system's"):
+        resolve({}, {"COMFYPOD_WORKSPACE": path}, {})

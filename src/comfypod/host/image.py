@@ -57,6 +57,8 @@ def find_image(engine: str, reference: str | None, wanted: str, *, offline: bool
         UsageError: the image is not comfypod's, or of another profile.
     """
     named = reference or f"{REPOSITORY}:{_profile(wanted, console)}"
+    if named.startswith("-"):
+        raise UsageError(f"--image {named!r} is not the name of an image", "such as comfypod:4090")
     engines = working(engine)
     for each in engines:
         if (image := each.image(named)) is not None:

@@ -19,14 +19,16 @@ def find(layout: Layout, *, elsewhere: bool = False) -> run.RunRecord:
     """Return the record of the pod that runs on a workspace.
 
     A pod that could not write its record (a full disk, a workspace that it was refused) is found by its answer. One of
-    another container counts with `elsewhere`: it can be asked, but its pid means nothing here.
+    another container counts with `elsewhere`: it can be asked, but its pid means nothing here. Records and answers come
+    from what runs in pods: a pid that is not of a boot is not believed.
 
     Raises:
         NotRunningError: there is none.
         HostError: it runs in another container, and that is not what was asked for.
     """
     record = run.running(layout.run_record) or _asked(layout)
-    if record is None:
+    stranger = record and record.boot.here and "boot" not in proc.command_line(record.boot.pid)
+    if record is None or (stranger and not elsewhere):
         raise NotRunningError(
             f"no pod runs on the workspace {layout.root}",
             "start one with `comfypod up`, or name its workspace with --workspace",

@@ -139,7 +139,8 @@ def _bootstrap(recipe: Recipe, venvs: Sequence[str], *after: str) -> str:
         "apt-get download python3-pip-whl",
         "dpkg --extract python3-pip-whl_*.deb pip",
         "PYTHONPATH=$(echo pip/usr/share/python-wheels/pip-*.whl) python3 -m pip install --quiet --no-cache-dir "
-        f"--no-deps --require-hashes --target uv --requirement {_locked(layer, suffix='.uv.txt')}",
+        f"--no-deps --require-hashes --target uv --requirement {_locked(layer, suffix='.uv.txt')} "
+        '|| { echo "COMFYPOD FAILED uv: pip could not fetch it as locked" >&2; exit 1; }',
         f"python3 /run/build/layer.py venvs {' '.join(venvs)}",
         f"python3 /run/build/layer.py packages --uv /tmp/uv/bin/uv --locked {_locked(layer)} --venv {made.COMFYPOD}",
         *after,

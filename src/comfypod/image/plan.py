@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
-_TAG = re.compile(r":[\w][\w.-]{0,127}\Z")
-_REPOSITORY = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*")
-_REFERENCE = re.compile(r"[a-z0-9][\w.:/-]*(@sha256:[0-9a-f]{64})?")
+# https://pkg.go.dev/github.com/distribution/reference has the grammar.
+_TAG = re.compile(r":[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]+)?"
+_REPOSITORY = re.compile(f"(?:{_HOST}/)?{_PART}(?:/{_PART})*")
+_REFERENCE = re.compile(f"{_REPOSITORY.pattern}(?::[A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:@sha256:[0-9a-f]{{64}})?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from comfypod import proc
 from comfypod.errors import BusyError
-from comfypod.files import write_atomic
+from comfypod.files import read_small, write_atomic
 
 MARK = "COMFYPOD_POD"
 _ORPHAN_SECONDS = 5.0
@@ -65,7 +65,7 @@ def write(path: Path, record: RunRecord) -> None:
 def read(path: Path) -> RunRecord | None:
     """Read the record; None when there is none or it is damaged."""
     try:
-        body: Any = json.loads(path.read_bytes())
+        body: Any = json.loads(read_small(path))
         pid, started = body["boot"]["pid"], body["boot"]["started"]
         if type(pid) is int and pid > 1 and type(started) is int and started > 0:
             boot = Boot(pid, started, str(body["boot"].get("namespace", "")))

@@ -93,7 +93,7 @@ def _make_user_folders(layout: Layout) -> None:
 
 def _marked_release(layout: Layout) -> str:
     try:
-        return str(json.loads(layout.release_mark.read_bytes())["release"])
+        return str(json.loads(files.read_small(layout.release_mark))["release"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 

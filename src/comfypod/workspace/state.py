@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from comfypod import __version__
 from comfypod.errors import StorageError
-from comfypod.files import write_atomic
+from comfypod.files import read_small, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ def read(path: Path) -> State | None:
         OSError: it is there and cannot be read, so nothing is known about it.
     """
     try:
-        data = path.read_bytes()
+        data = read_small(path)
     except FileNotFoundError:
         return None
     try:
@@ -58,7 +59,7 @@ def write(path: Path, state: State) -> None:
     """Replace the record durably, unless it says the same already."""
     data = (json.dumps(asdict(state), indent=1, sort_keys=True) + "\n").encode()
     try:
-        if path.read_bytes() == data:
+        if read_small(path) == data:
             return
     except OSError:
         pass
@@ -68,8 +69,12 @@ def write(path: Path, state: State) -> None:
 def keep_token(path: Path) -> tuple[str, bool]:
     """Return the workspace's login token and whether it was made now: 192 random bits, mode 0600."""
     try:
-        token = path.read_text("ascii").strip()
+        token = read_small(path).decode("ascii").strip()
     except (FileNotFoundError, UnicodeDecodeError):
+        token = ""
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
         token = ""
     if re.fullmatch(r"[!-~]+", token):
         path.chmod(0o600)

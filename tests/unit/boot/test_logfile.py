@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,10 @@ def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_tail_of_a_missing_log_is_empty(tmp_path: Path) -> None:
     assert tail(tmp_path / "none", 3) == []
+
+
+def test_a_pipe_in_the_place_of_a_log_loses_lines_and_nothing_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.log")
+    log = LogFile(tmp_path / "a.log")
+    log.write(b"line")
+    assert log.lost

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,3 +99,10 @@ def test_a_token_file_without_a_token_gets_one(tmp_path: Path, data: bytes) -> N
 def test_a_token_of_the_users_own_is_kept(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("  mine \n")
     assert state.keep_token(tmp_path / "token") == ("mine", False)
+
+
+def test_a_token_that_is_a_pipe_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token")
+    token, made = state.keep_token(tmp_path / "token")
+    assert made
+    assert (tmp_path / "token").read_text().strip() == token
