@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import files
+from comfypod.copying import copy_tree
 from comfypod.host.store import Store, data_folder
 from comfypod.image.detect import find
 from comfypod.lock.load import read_lock
@@ -87,7 +87,7 @@ def _seed(engine: Engine) -> int:
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder)
         (context / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
-        files.copy_tree(tree / "ComfyUI", context / "ComfyUI")
+        copy_tree(tree / "ComfyUI", context / "ComfyUI")
         dockerfile = Path(__file__).parent / "seed" / "Dockerfile"
         argv = [engine.program, "build", "--network", "host", "--file", str(dockerfile), "--tag", _SEED]
         if ca := os.environ.get("SSL_CERT_FILE"):

@@ -18,7 +18,7 @@ from comfypod.errors import BusyError, StorageError, UsageError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Iterator
 
 _NOT_CONTENT = frozenset({".git", "__pycache__"})
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS})
@@ -198,14 +198,14 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def content_paths(root: Path) -> Iterator[str]:
+def content_paths(root: Path, without: frozenset[str] = _NOT_CONTENT) -> Iterator[str]:
     """Yield the files and links below `root` in sorted order, relative, with `/`.
 
     `.git` and `__pycache__` are not contents: they differ between sources of the same tree.
     """
     found: list[str] = []
     for folder, names, files in os.walk(root, onerror=_raise):
-        names[:] = [name for name in names if name not in _NOT_CONTENT]
+        names[:] = [name for name in names if name not in without]
         links = [name for name in names if os.path.islink(os.path.join(folder, name))]
         base = os.path.relpath(folder, root)
         prefix = "" if base == "." else base.replace(os.sep, "/") + "/"
@@ -247,8 +247,15 @@ def strip_tree(root: Path) -> None:
             names.remove(name)
 
 
+def tree_entries(root: Path) -> int:
+    """Return how many names a file or a tree has."""
+    return 1 + sum(len(names) + len(found) for _, names, found in os.walk(root))
+
+
 def tree_bytes(root: Path) -> int:
-    """Return the bytes that a tree takes on disk, hard links counted once."""
+    """Return the bytes that a file or a tree takes on disk, hard links counted once."""
+    if not root.is_dir():
+        return os.lstat(root).st_blocks * 512
     seen: set[int] = set()
     total = 0
     for folder, _, files in os.walk(root):
@@ -258,51 +265,6 @@ def tree_bytes(root: Path) -> int:
                 seen.add(facts.st_ino)
                 total += facts.st_blocks * 512
     return total
-
-
-def copy_tree(
-    source: Path, target: Path, done: Callable[[int], None] | None = None, *, without: Collection[str] = ()
-) -> int:
-    """Copy a tree into the new folder `target`; return the bytes copied.
-
-    Times are kept (bytecode is judged by them), owners are not. Nothing is durable until the file system is synced.
-    `done` is told the bytes so far after every file, and may raise to stop. `without` are folders and links to folders
-    that are left out, relative.
-    """
-    total = 0
-    os.stat(source)
-    os.mkdir(target)
-    for folder, names, files in os.walk(source, onerror=_raise):
-        base = os.path.relpath(folder, source)
-        place = target / base
-        names[:] = [name for name in names if os.path.normpath(os.path.join(base, name)) not in without]
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                os.symlink(os.readlink(path), place / name)
-            else:
-                os.mkdir(place / name)
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                os.symlink(os.readlink(path), place / name)
-                continue
-            _copy_file(path, place / name)
-            total += os.path.getsize(path)
-            if done is not None:
-                done(total)
-    return total
-
-
-def _copy_file(source: str, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-        facts = os.stat(source)
-        os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
-    with contextlib.suppress(PermissionError):
-        os.chmod(target, stat.S_IMODE(facts.st_mode) | stat.S_IWUSR)
 
 
 def tail(path: Path, lines: int, *, reach: int = 1 << 16) -> list[str]:

@@ -109,6 +109,20 @@ TABLE: tuple[Setting, ...] = (
         str,
         "address that ComfyUI answers on; `auto` is 127.0.0.1, and 0.0.0.0 when `auth` is `none`",
     ),
+    Setting(
+        "persist",
+        ("COMFYPOD_PERSIST",),
+        "auto",
+        _one_of("auto", "move", "link"),
+        "ComfyUI's core on the volume as files (`move`) or as links (`link`); `auto` links on network disks",
+    ),
+    Setting(
+        "upgrade",
+        ("COMFYPOD_UPGRADE",),
+        "auto",
+        _one_of("auto", "keep"),
+        "`keep` holds a volume at its ComfyUI when the image brings another one",
+    ),
     Setting("port", ("COMFYPOD_PORT",), "8188", _port, "port of ComfyUI"),
     Setting("jupyter", ("COMFYPOD_JUPYTER",), "on", _switch, "whether JupyterLab runs, where it is installed"),
     Setting(
@@ -166,6 +180,8 @@ class Settings:
 
     workspace: Path
     listen: str
+    persist: str
+    upgrade: str
     port: int
     jupyter: bool
     jupyter_listen: str

@@ -228,8 +228,7 @@ def test_f9_only_one_folder_mounted_still_gives_a_pod_with_the_baked_nodes(site:
     with boot(site) as pod:
         status = pod.wait_for("ready")
         assert [(row["name"], row["state"]) for row in status["nodes"]] == [("pack", "baked")]
-        assert "did not put there" not in status["stages"][0]["detail"]
-        assert "holds folders and no ComfyUI" in status["stages"][0]["detail"]
+        assert "seeded ComfyUI 1" in status["stages"][0]["detail"]
         assert pod.stop() == 0
 
 

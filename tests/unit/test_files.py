@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,31 +15,17 @@ from hypothesis import strategies as st
 from comfypod import files
 from comfypod.errors import BusyError, StorageError
 from tests.kit.disks import tmpfs
+from tests.kit.trees import contents, plant
 
 _NAME = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=6).filter(
     lambda name: name not in {".", "..", ".git", "__pycache__"}
 )
 _TREE = st.dictionaries(st.lists(_NAME, min_size=1, max_size=3).map(tuple), st.binary(max_size=40), max_size=6)
-_Tree = dict[tuple[str, ...], bytes]
+
 _HOLDER = (
     "import pathlib, sys; from comfypod.files import FolderLock;"
     "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); print('held', flush=True); sys.stdin.read()"
 )
-
-
-def plant(root: Path, tree: _Tree) -> Path:
-    """Write a tree; a name that is already a file where a folder is needed is left out, the same each time."""
-    root.mkdir()
-    for names, data in sorted(tree.items()):
-        path = root.joinpath(*names)
-        if not path.exists() and not any(parent.is_file() for parent in path.parents):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    return root
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def fill_with_files(folder: Path) -> None:
@@ -122,7 +107,9 @@ def test_a_real_file_system_is_synced(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(_TREE)
-def test_the_digest_ignores_times_modes_empty_folders_and_what_is_not_content(tree: _Tree) -> None:
+def test_the_digest_ignores_times_modes_empty_folders_and_what_is_not_content(
+    tree: dict[tuple[str, ...], bytes],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         one, two = plant(Path(folder, "one"), tree), plant(Path(folder, "two"), tree)
         for path in two.rglob("*"):
@@ -141,7 +128,9 @@ def test_the_digest_ignores_times_modes_empty_folders_and_what_is_not_content(tr
 
 @settings(max_examples=40, deadline=None)
 @given(_TREE, _TREE)
-def test_the_digest_depends_on_every_name_and_byte(first: _Tree, second: _Tree) -> None:
+def test_the_digest_depends_on_every_name_and_byte(
+    first: dict[tuple[str, ...], bytes], second: dict[tuple[str, ...], bytes]
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         one, two = plant(Path(folder, "one"), first), plant(Path(folder, "two"), second)
         same = contents(one) == contents(two)
@@ -170,54 +159,6 @@ def test_names_that_are_not_text_are_digested(tmp_path: Path) -> None:
     first = files.tree_facts(tmp_path)
     (tmp_path / os.fsdecode(b"a\xff")).rename(tmp_path / os.fsdecode(b"a\xfe"))
     assert files.tree_facts(tmp_path).digest != first.digest
-
-
-def test_a_copy_keeps_times_links_and_exec_bits_and_can_be_written(tmp_path: Path) -> None:
-    source = plant(tmp_path / "source", {("bin", "run"): b"#!", ("data",): b"12345", ("read-only",): b"x"})
-    (source / "bin" / "run").chmod(0o755)
-    (source / "read-only").chmod(0o444)
-    (source / "empty").mkdir()
-    (source / "link").symlink_to("data")
-    (source / "dangling").symlink_to("/no/such/place")
-    (source / "folder").symlink_to("bin")
-    os.utime(source / "data", ns=(1_000_000_007, 2_000_000_009))
-    told = list[int]()
-    assert files.copy_tree(source, tmp_path / "copy", told.append) == 8
-    copy = tmp_path / "copy"
-    assert files.tree_facts(copy) == files.tree_facts(source)
-    assert (copy / "data").stat().st_mtime_ns == 2_000_000_009
-    assert (copy / "bin" / "run").stat().st_mode & 0o777 == 0o755
-    assert (copy / "read-only").stat().st_mode & 0o777 == 0o644
-    assert (copy / "empty").is_dir()
-    assert [(copy / name).readlink().as_posix() for name in ("link", "dangling", "folder")] == [
-        "data", "/no/such/place", "bin",
-    ]  # fmt: skip
-    assert told == sorted(told)
-    assert told[-1] == 8
-
-
-def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
-    source = plant(tmp_path / "source", {("a",): b"1", ("b",): b"2"})
-
-    def stop(_: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        files.copy_tree(source, tmp_path / "copy", stop)
-    assert contents(tmp_path / "copy") == {"a": b"1"}
-
-
-def test_a_copy_goes_to_a_new_folder_only(tmp_path: Path) -> None:
-    source = plant(tmp_path / "source", {("a",): b"1"})
-    mine = plant(tmp_path / "mine", {("b",): b"2"})
-    with pytest.raises(FileExistsError):
-        files.copy_tree(source, mine)
-    assert contents(mine) == {"b": b"2"}
-
-
-def test_a_copy_of_what_is_not_there_fails(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        files.copy_tree(tmp_path / "none", tmp_path / "copy")
 
 
 def test_the_bytes_of_a_tree_count_hard_links_once(tmp_path: Path) -> None:
@@ -340,18 +281,6 @@ def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256_file(tmp_path / "a") == expected
-
-
-def test_a_disk_that_fills_up_during_a_copy_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = plant(tmp_path / "source", {("a",): b"1"})
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space", str(source / "a"))
-
-    monkeypatch.setattr(shutil, "copyfile", refuse)
-    with pytest.raises(OSError, match="no space") as caught:
-        files.copy_tree(source, tmp_path / "copy")
-    assert caught.value.filename == str(tmp_path / "copy" / "a")
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])

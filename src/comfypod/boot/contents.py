@@ -22,8 +22,8 @@ _NOT_MODELS = frozenset({"base_path", "is_default", "custom_nodes"})
 def list_nodes(context: Context, view: StageView) -> str:
     """Note the custom nodes that ComfyUI will find, and tell it where the image's nodes and models are."""
     del view
-    assert context.seeded is not None  # noqa: S101 - the workspace stage has run
-    entries = _entries(context.seeded.base / "custom_nodes")
+    assert context.core is not None  # noqa: S101 - the workspace stage has run
+    entries = _entries(context.core.base / "custom_nodes")
     own = [{"name": entry.name, "state": _state(entry.name), "reason": ""} for entry in entries if _is_node(entry)]
     taken = {entry.name.casefold() for entry in entries if entry.is_dir() or entry.name.endswith(".disabled")}
     baked = {node: _covered(node, taken) for node in context.pod.nodes}
@@ -96,17 +96,17 @@ def _places(context: Context, kind: str) -> str:
 
     Nodes that bring a kind of their own add the volume's folder only when the kind has none yet, so it is named too.
     """
-    assert context.seeded is not None  # noqa: S101 - the workspace stage has run
+    assert context.core is not None  # noqa: S101 - the workspace stage has run
     if (Path(context.pod.comfyui_path) / "models" / kind).is_dir():
         return kind
-    return f"{context.seeded.base / 'models' / kind}\n{kind}"
+    return f"{context.core.base / 'models' / kind}\n{kind}"
 
 
 def check_models(context: Context, view: StageView) -> str:
     """Compare the locked models with what is there, by size: digests of large files would hold up the boot."""
     del view
-    assert context.seeded is not None  # noqa: S101 - the workspace stage has run
-    base, rows = context.seeded.base / "models", []
+    assert context.core is not None  # noqa: S101 - the workspace stage has run
+    base, rows = context.core.base / "models", []
     places = [base, *([Path(context.pod.models_path)] if context.pod.models_path else [])]
     for model in context.pod.models:
         sizes = [_size(place, model) for place in places]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comfypod.boot.identity import Identity, current
+from comfypod.workspace.switch import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from comfypod.log import Console
     from comfypod.podfile import PodFile
     from comfypod.settings import Settings
+    from comfypod.workspace.core import Core
     from comfypod.workspace.layout import Layout
-    from comfypod.workspace.seed import Seeded
 
 Policy = Literal["stop", "degrade"]
 
@@ -37,7 +38,7 @@ class Context:
     """What stages share.
 
     `taken` is called once the workspace is ours. What follows is made by one stage and read by later ones and by what
-    starts the services: `identity`, `environ`, `seeded` and `token` by the workspace stage, `cpu` by the GPU stage,
+    starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` by the GPU stage,
     `extra_paths` by the node stage.
     """
 
@@ -52,7 +53,7 @@ class Context:
     surroundings: Surroundings = field(default_factory=Surroundings)
     identity: Identity = field(default_factory=current)
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    seeded: Seeded | None = None
+    core: Core | None = None
     token: str = ""
     token_made: bool = False
     cpu: bool = False
@@ -62,6 +63,11 @@ class Context:
     def in_image(self) -> bool:
         """Whether this is a container of ours, and not somebody's own machine."""
         return self.pod.engine != "host"
+
+    @property
+    def image(self) -> Image:
+        """What the image or the store brings."""
+        return Image(self.pod.release, Path(self.pod.comfyui_path), self.pod.environment_key)
 
     def warn(self, problem: Problem) -> None:
         """Report what is wrong and does not stop the boot."""

@@ -111,7 +111,11 @@ class Health:
             "reasons": self.reasons,
             "stages": [asdict(stage) for stage in self.stages],
             "services": [_service_view(service) for service in self.services],
-            "comfyui": {"version": self.pod.comfyui_version, "queue_running": None, "queue_pending": None},
+            "comfyui": {
+                "version": self.workspace.get("version", self.pod.comfyui_version),
+                "queue_running": None,
+                "queue_pending": None,
+            },
             "identity": self.identity,
             "workspace": self.workspace,
             "environment": {"key": self.pod.environment_key, "torch": self.pod.torch, "changed": []},

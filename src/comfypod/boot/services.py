@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from comfypod.podfile import PodFile
     from comfypod.settings import Settings
+    from comfypod.workspace.core import Core
     from comfypod.workspace.layout import Layout
-    from comfypod.workspace.seed import Seeded
 
 SAFE_MODE_ARGUMENT = "--disable-all-custom-nodes"
 _PYTHON_VARIABLES = frozenset(
@@ -73,7 +73,7 @@ def child_environ(environ: Mapping[str, str], python: Path, workspace: Path) -> 
 def comfyui(
     pod: PodFile,
     settings: Settings,
-    seeded: Seeded,
+    core: Core,
     environ: Mapping[str, str],
     *,
     cpu: bool = False,
@@ -81,30 +81,31 @@ def comfyui(
 ) -> Service:
     """Describe ComfyUI. A launcher of ours, when there is one, goes between Python and `main.py` here.
 
-    `cpu` is for an image whose GPU is missing, `extra_paths` names the nodes and models of the image.
+    `cpu` is for an image whose GPU is missing, `extra_paths` names the nodes and models of the image. While a new
+    release is on trial there is no safe mode: what does not start is taken back.
     """
-    argv = [pod.python, str(seeded.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
+    argv = [pod.python, str(core.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
     argv += ["--listen", settings.listen, "--port", str(settings.port), "--disable-auto-launch"]
     if cpu and "--cpu" not in argv:
         argv.append("--cpu")
     if extra_paths is not None:
         argv += ["--extra-model-paths-config", str(extra_paths)]
-    if seeded.core != seeded.base:
+    if core.core != core.base:
         # ComfyUI's database library undoes percent-escapes, and takes `?` for the begin of options.
-        database = f"sqlite:///{quote(str(seeded.base / 'user' / 'comfyui.db'))}"
-        argv += ["--base-directory", str(seeded.base), "--database-url", database]
+        database = f"sqlite:///{quote(str(core.base / 'user' / 'comfyui.db'))}"
+        argv += ["--base-directory", str(core.base), "--database-url", database]
     safe = (*argv, SAFE_MODE_ARGUMENT)
     return Service(
         name="comfyui",
         argv=safe if settings.safe_mode else tuple(argv),
         safe_argv=safe,
         env=child_environ(environ, Path(pod.python), settings.workspace),
-        cwd=seeded.base,
+        cwd=core.base,
         host=connect_host(settings.listen),
         port=settings.port,
         path="/system_stats",
         critical=True,
-        limits=Limits(has_safe_mode=not settings.safe_mode),
+        limits=Limits(has_safe_mode=not settings.safe_mode and not core.trial),
         stop_seconds=settings.stop_seconds,
     )
 

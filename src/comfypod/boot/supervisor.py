@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,11 @@ from comfypod.files import FolderLock, storage_error
 from comfypod.ports import connect_host, http_url
 from comfypod.result import Result, failure
 from comfypod.workspace import run
+from comfypod.workspace.core import forgive, go_back, settle
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from comfypod.log import Console
     from comfypod.podfile import PodFile
@@ -79,6 +81,8 @@ class Supervisor:
         await self._stop.wait()
         await self._stop_services()
         server.close()
+        if self._trial and self._signaled is not None:
+            await self._noted(forgive)
         self._clean_up()
         return self._result()
 
@@ -186,19 +190,76 @@ class Supervisor:
         self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode()))
 
     def _start_services(self) -> None:
-        context = self._context
-        assert context.seeded is not None  # noqa: S101 - the workspace stage has run
-        self._start(
-            services.comfyui(
-                self._pod, self._settings, context.seeded, context.environ,
-                cpu=context.cpu, extra_paths=context.extra_paths,
-            )
-        )  # fmt: skip
+        self._start_comfyui()
         self._jupyter_waits = True
         if len(os.sched_getaffinity(0)) >= _ENOUGH_CORES:
             self._start_jupyter()
         else:
             asyncio.get_running_loop().call_later(_JUPYTER_LATEST_SECONDS, self._start_jupyter)
+
+    def _start_comfyui(self) -> None:
+        context = self._context
+        assert context.core is not None  # noqa: S101 - the workspace stage has run
+        self._start(
+            services.comfyui(
+                self._pod, self._settings, context.core, context.environ,
+                cpu=context.cpu, extra_paths=context.extra_paths,
+            )
+        )  # fmt: skip
+
+    async def _go_back(self, failed: Supervised) -> None:
+        """Take back an upgrade whose ComfyUI does not start."""
+        context, reason = self._context, sentence(failed)
+        try:
+            core = await asyncio.to_thread(go_back, self._layout, context.image, reason)
+        except ComfypodError as error:
+            self._given_up(failed, final=True)
+            self._report(Problem(error.code, error.message, error.hint))
+            return
+        self._report(
+            Problem(
+                "rolled-back", f"ComfyUI {self._pod.comfyui_version} did not start: {reason}; {core.version} is back",
+                "see what it said with `comfypod logs comfyui`; `comfypod workspace upgrade` tries it again",
+            )
+        )  # fmt: skip
+        context.core = core
+        self.health.workspace |= {"release": core.release, "version": core.version}
+        self.health.services.remove(failed)
+        if not self._stop.is_set():
+            self._start_comfyui()
+
+    async def _settle(self, service: Supervised) -> None:
+        """Keep an upgrade whose ComfyUI was ready."""
+        assert self._context.core is not None  # noqa: S101 - the workspace stage has run
+        self._context.core = replace(self._context.core, trial=False)
+        limits = replace(service.service.limits, has_safe_mode=not self._settings.safe_mode)
+        service.service = replace(service.service, limits=limits)
+        await self._noted(settle)
+
+    async def _noted(self, note: Callable[[Layout], None]) -> None:
+        try:
+            await asyncio.to_thread(note, self._layout)
+        except OSError as error:
+            self.health.report(Problem("storage", f"{self._layout.state}: {error.strerror}", "free some space"))
+
+    @property
+    def _trial(self) -> bool:
+        return self._context.core is not None and self._context.core.trial
+
+    def _was_ready(self, service: Supervised) -> None:
+        self.health.settle(service.service.name)
+        if service.service.critical and self._trial:
+            self._spawn(self._settle(service))
+
+    def _given_up(self, service: Supervised, *, final: bool = False) -> None:
+        if service.service.critical and self._trial and not final:
+            self._spawn(self._go_back(service))
+            return
+        self._report(
+            Problem(service.service.name, sentence(service), f"see {self._layout.logs / service.service.name}.log")
+        )
+        if service.service.critical and self._settings.on_failure == "exit":
+            self._stop.set()
 
     def _start_jupyter(self) -> None:
         """Start JupyterLab, once. On few cores it waits until ComfyUI serves or has died: both would be slower."""
@@ -241,7 +302,7 @@ class Supervisor:
             self.health.note(f"{service.service.name} process started")
         name, attempts = service.service.name, service.attempts
         if service.state is State.READY:
-            self.health.settle(name)
+            self._was_ready(service)
         if service.service.critical and service.state not in (State.STARTING, State.STOPPING, State.STOPPED):
             self._start_jupyter()
         if service.state is State.WAITING:
@@ -249,9 +310,7 @@ class Supervisor:
             if attempts.safe_mode and attempts.quick == 0:
                 self._report(_safe_mode_problem(name))
         elif service.state is State.FAILED:
-            self._report(Problem(name, sentence(service), f"see {self._layout.logs / name}.log"))
-            if service.service.critical and self._settings.on_failure == "exit":
-                self._stop.set()
+            self._given_up(service)
         elif service.state is State.DEGRADED:
             self._report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
         elif service.service.critical and self.health.ready and self.health.note("ready"):

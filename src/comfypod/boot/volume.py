@@ -13,7 +13,8 @@ from comfypod.boot.context import StageCancelledError
 from comfypod.errors import BusyError, Problem
 from comfypod.log import human_bytes
 from comfypod.workspace import link, run, state
-from comfypod.workspace.seed import Seeded, seed
+from comfypod.workspace.core import Core, bring
+from comfypod.workspace.plan import is_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,16 +24,14 @@ if TYPE_CHECKING:
 
 
 def prepare_workspace(context: Context, view: StageView) -> str:
-    """Become the workspace's owner, take the workspace, seed it, keep its records."""
-    layout, pod = context.layout, context.pod
+    """Become the workspace's owner, take the workspace, give it the image's ComfyUI, keep its records."""
+    layout = context.layout
     try:
         _become(context)
         state.read(layout.state)
         _take(context)
         _warn(context)
-        seeded = context.seeded = seed(layout, pod, Path(pod.comfyui_path), _progress(context, view))
-        release = pod.release if seeded.action != "other" else seeded.release
-        state.write(layout.state, state.State(release, pod.environment_key, str(layout.root)))
+        core = context.core = _bring(context, view)
         context.token, context.token_made = _token(context)
         linked = _link(context)
     except OSError as error:
@@ -40,8 +39,26 @@ def prepare_workspace(context: Context, view: StageView) -> str:
     finally:
         if context.in_image:
             identity.settle()
-    context.health.workspace = _facts(context, seeded)
-    return _told(context, seeded) + linked
+    for problem in core.problems:
+        context.warn(problem)
+    context.health.workspace = _facts(context, core)
+    return _told(core) + linked
+
+
+def _bring(context: Context, view: StageView) -> Core:
+    settings = context.settings
+    return bring(
+        context.layout, context.image, persist=settings.persist,
+        upgrade=settings.upgrade, network=is_network(context.layout, _mount_table(context)),
+        advance=_progress(context, view),
+    )  # fmt: skip
+
+
+def _mount_table(context: Context) -> str:
+    try:
+        return context.surroundings.mounts.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return ""
 
 
 def _become(context: Context) -> None:
@@ -71,10 +88,8 @@ def _unmounted(context: Context) -> Problem | None:
 
 def _mounts(context: Context) -> list[str] | None:
     """Return what is mounted below the workspace; None when it is on a volume itself, or nothing is known."""
-    root = str(context.layout.root.resolve())
-    try:
-        table = context.surroundings.mounts.read_text("utf-8", "surrogateescape")
-    except OSError:
+    root, table = str(context.layout.root.resolve()), _mount_table(context)
+    if not table:
         return None
     points = {_unescaped(line.split(" ")[4]) for line in table.splitlines()}
     if any(point != "/" and f"{root}/".startswith(f"{point}/") for point in points):
@@ -134,28 +149,32 @@ def _link(context: Context) -> str:
     return ""
 
 
-def _facts(context: Context, seeded: Seeded) -> dict[str, Any]:
+def _facts(context: Context, core: Core) -> dict[str, Any]:
     left = files.room(context.layout.root)
     return {
         "path": str(context.layout.root),
-        "persist": "link" if seeded.action == "other" else "move",
-        "release": context.pod.release,
+        "persist": "move" if core.core == core.base else "link",
+        "release": core.release,
+        "version": core.version,
         "schema": state.SCHEMA,
         "free_bytes": left.bytes,
         "free_inodes": left.inodes,
     }
 
 
-def _told(context: Context, seeded: Seeded) -> str:
-    if seeded.action == "seeded":
-        return f"seeded ComfyUI {context.pod.comfyui_version}: {human_bytes(seeded.bytes)} in {seeded.seconds:.1f} s"
-    if seeded.action == "kept":
-        return f"ComfyUI {context.pod.comfyui_version} is in place"
-    what = "holds a ComfyUI that comfypod did not put there"
-    if not (seeded.base / "main.py").is_file():
-        what = "holds folders and no ComfyUI"
-    elif seeded.release:
-        what = f"holds release {seeded.release}"
-    return (
-        f"{seeded.base} {what}; {context.pod.release} runs from {seeded.core} over its folders, which stay as they are"
-    )
+_DONE = {
+    "seed": "seeded ComfyUI {0.version}{1}",
+    "keep": "ComfyUI {0.version} is in place{2}",
+    "upgrade": "changed to ComfyUI {0.version}{1}: {0.plan.reason}",
+    "return": "went back to ComfyUI {0.version}: {0.plan.reason}",
+    "repair": "repaired ComfyUI {0.version}{1}: {0.plan.reason}",
+    "convert": "ComfyUI {0.version}{1}: {0.plan.reason}",
+    "image": "ComfyUI {0.version} runs from {0.core} over {0.base}, where nothing is changed: {0.plan.reason}",
+}
+
+
+def _told(core: Core) -> str:
+    links = core.plan.mode == "link" and core.plan.action != "image"
+    copied = ", as links" if links else f": {human_bytes(core.bytes)} in {core.seconds:.1f} s"
+    held = "" if core.plan.reason == "it is in place" else f": {core.plan.reason}"
+    return _DONE[core.plan.action].format(core, copied, held)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from comfypod import files, podfile
+from comfypod.copying import copy_tree
 from comfypod.image import recipe as made
 from comfypod.image.bake import bake, compose
 from comfypod.image.deliver import ModelFacts, TreeFacts
@@ -70,7 +71,7 @@ def write_context(lock: Lock, profiles: Sequence[Profile], folder: Path, base: P
             shutil.copytree(source, folder / "src" / "comfypod", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / LOCAL).mkdir(parents=True, exist_ok=True)
         for name, place in _local_folders(lock):
-            files.copy_tree(base / place, folder / LOCAL / name)
+            copy_tree(base / place, folder / LOCAL / name)
     except OSError as error:
         raise files.storage_error(error, "cannot write the build context") from error
 

@@ -18,11 +18,6 @@ class Layout:
         return self.root / "ComfyUI"
 
     @property
-    def release_mark(self) -> Path:
-        """Says which release the core of `comfyui` is; part of the tree, so it is true or not there."""
-        return self.comfyui / ".comfypod-release.json"
-
-    @property
     def logs(self) -> Path:
         """`boot.log`, `comfyui.log`, `jupyter.log`."""
         return self.root / "logs"
@@ -36,6 +31,26 @@ class Layout:
     def state(self) -> Path:
         """Schema, release and environment of the volume, and who wrote them."""
         return self.records / "state.json"
+
+    @property
+    def journal(self) -> Path:
+        """The change that is under way, if one is."""
+        return self.records / "journal.json"
+
+    @property
+    def releases(self) -> Path:
+        """The core that was in place before, kept to go back to: a folder per release."""
+        return self.records / "releases"
+
+    @property
+    def edits(self) -> Path:
+        """What users had changed in a core that is gone, or left in its way: a folder per release. Never deleted."""
+        return self.records / "edits"
+
+    @property
+    def choice(self) -> Path:
+        """Which release shall stay although the image brings another one."""
+        return self.records / "choice.json"
 
     @property
     def staging(self) -> Path:

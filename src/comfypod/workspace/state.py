@@ -16,16 +16,22 @@ from comfypod.files import read_small, write_atomic
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One record; `release` names the core on the volume, empty where the volume's ComfyUI is not ours."""
+    """One record.
+
+    `release` names the core on the volume, empty where the volume's ComfyUI is not ours; `previous` the one that is
+    kept to go back to. `attempts` counts the boots since an upgrade, and is 0 once ComfyUI was ready after it.
+    """
 
     release: str
     environment: str
     mount: str
+    previous: str = ""
+    attempts: int = 0
     writer: str = __version__
     schema: int = SCHEMA
 
@@ -45,7 +51,8 @@ def read(path: Path) -> State | None:
         body = json.loads(data)
         schema = int(body["schema"])
         if schema <= SCHEMA:
-            return State(body["release"], body["environment"], body["mount"], body["writer"], schema)
+            previous, attempts = str(body.get("previous", "")), int(body.get("attempts", 0))
+            return State(body["release"], body["environment"], body["mount"], previous, attempts, body["writer"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     raise StorageError(

@@ -14,8 +14,9 @@ from comfypod.boot.services import SAFE_MODE_ARGUMENT, Service, child_environ, c
 from comfypod.podfile import PodFile
 from comfypod.settings import Settings, resolve, secret_variables
 from comfypod.workspace import run
+from comfypod.workspace.core import Core
 from comfypod.workspace.layout import Layout
-from comfypod.workspace.seed import Seeded
+from comfypod.workspace.plan import Plan
 
 PYTHON = Path("/opt/venv/bin/python")
 WORKSPACE = Path("/workspace")
@@ -25,8 +26,8 @@ POD = PodFile(
     jupyter="/opt/venv/bin/jupyter-lab", comfyui_args=("--cpu",),
 )  # fmt: skip
 LIVE = Path("/workspace/ComfyUI")
-KEPT = Seeded("kept", LIVE, LIVE, "r")
-OTHER = Seeded("other", Path("/opt/comfyui"), LIVE, "older")
+KEPT = Core(Plan("keep", "r", "move", ""), LIVE, LIVE, "r")
+OTHER = Core(Plan("image", "r", "link", ""), Path("/opt/comfyui"), LIVE, "r")
 TOKEN = "t0k3n"  # a value that is easy to find again
 _NAMES = st.sampled_from(sorted(secret_variables())) | st.sampled_from(
     ["PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HF_TOKEN", "LD_LIBRARY_PATH", "PYTHONSTARTUP"]

@@ -34,7 +34,7 @@ def test_a_workspace_is_taken_seeded_and_recorded(tmp_path: Path) -> None:
     assert told.startswith("seeded ComfyUI 1: ")
     assert view.detail.startswith("copied ")
     assert context.lock.held
-    assert context.seeded is not None
+    assert context.core is not None
     assert state.read(context.layout.state) == state.State(context.pod.release, "standin", str(context.layout.root))
     assert (context.token_made, context.layout.token.read_text().strip()) == (True, context.token)
     facts = context.health.workspace
@@ -151,13 +151,13 @@ def test_a_folder_in_the_place_of_the_link_is_kept_and_reported(folder: Path) ->
     assert (folder / "link").is_dir()
 
 
-def test_f9_folders_without_a_comfyui_are_told_apart_from_a_foreign_one(tmp_path: Path) -> None:
+def test_f9_folders_without_a_comfyui_get_one_and_a_foreign_one_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "workspace" / "ComfyUI" / "models").mkdir(parents=True)
     context = context_of(tmp_path)
-    assert "holds folders and no ComfyUI; " in prepare_workspace(context, StageView("workspace"))
+    assert "seeded ComfyUI 1" in prepare_workspace(context, StageView("workspace"))
     assert (context.layout.comfyui / "custom_nodes").is_dir()
     context.lock.release()
-    (context.layout.comfyui / "main.py").write_text("theirs")
+    (context.layout.comfyui / ".comfypod-release.json").unlink()
     context = context_of(tmp_path)
     assert "that comfypod did not put there" in prepare_workspace(context, StageView("workspace"))
     context.lock.release()

@@ -1,0 +1,145 @@
+"""The journal: a change of several paths of a workspace that is wholly done or has not happened, whatever is killed.
+
+Write-ahead, one transaction at a time: `begin` says that something is being staged; `commit` says that all of it is on
+the disk, and which renames are left; from there only forward. `recover` undoes the one and finishes the other, and may
+itself be killed and repeated. Undo and redo are those of ARIES (Mohan et al., 1992), with renames in the place of
+pages: whether one has happened is seen from its two names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from comfypod import files
+from comfypod.workspace import state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from comfypod.workspace.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One rename, both names relative to the workspace."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What is going on (`action`), the renames that are left once all is staged, and the state that holds then."""
+
+    action: str
+    moves: tuple[Move, ...]
+    after: state.State
+    staged: bool = False
+
+
+def begin(layout: Layout, transaction: Transaction) -> None:
+    """Note that something is being staged; what is killed from here on is undone.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    _write(layout, transaction)
+
+
+def commit(layout: Layout, transaction: Transaction, *, copied: bool = True) -> None:
+    """Make what was staged durable and note the renames; then do them. What is killed from here on is finished.
+
+    Files that were `copied` are made durable together, by one call for their file system.
+
+    Raises:
+        OSError: the disk failed. Where the note was written, the next `recover` goes on.
+    """
+    if copied:
+        files.sync_filesystem(layout.staging)
+    elif layout.staging.is_dir():
+        files.fsync_folder(layout.staging)
+    noted = Transaction(transaction.action, transaction.moves, transaction.after, staged=True)
+    _write(layout, noted)
+    _finish(layout, noted)
+
+
+def recover(layout: Layout) -> Transaction | None:
+    """Finish or undo what a killed boot left open; return it, None when there was nothing.
+
+    Raises:
+        OSError: the disk failed; the transaction stays open.
+    """
+    found = read(layout)
+    if found is not None and found.staged:
+        _finish(layout, found)
+    else:
+        files.remove_tree(layout.staging)
+        layout.journal.unlink(missing_ok=True)
+    return found
+
+
+def read(layout: Layout) -> Transaction | None:
+    """Return the open transaction; one that cannot be read counts as none, as it was replaced atomically."""
+    try:
+        body: Any = json.loads(files.read_small(layout.journal))
+        moves = tuple(Move(each["source"], each["target"]) for each in body["moves"])
+        found = Transaction(str(body["action"]), moves, state.State(**body["after"]), staged=body["staged"] is True)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if all(map(_is_inside, moves)) else None
+
+
+def _write(layout: Layout, transaction: Transaction) -> None:
+    files.write_atomic(layout.journal, (json.dumps(asdict(transaction)) + "\n").encode())
+
+
+def _is_inside(move: Move) -> bool:
+    """Whether a rename stays in the workspace: the file may have been written by anything that runs in the pod."""
+    names = (move.source, move.target)
+    return all(isinstance(name, str) and not {"", ".", ".."}.intersection(name.split("/")) for name in names)
+
+
+def _finish(layout: Layout, transaction: Transaction) -> None:
+    folders = {(layout.root / name).parent for move in transaction.moves for name in (move.source, move.target)}
+    for folder in sorted({(layout.root / move.target).parent for move in transaction.moves}):
+        folder.mkdir(parents=True, exist_ok=True)
+    for move in transaction.moves:
+        _rename(layout, move)
+    for folder in sorted(folders):
+        if folder.is_dir():
+            files.fsync_folder(folder)
+    state.write(layout.state, transaction.after)
+    layout.journal.unlink(missing_ok=True)
+    files.remove_tree(layout.staging)
+
+
+def _rename(layout: Layout, move: Move) -> None:
+    source, target = layout.root / move.source, layout.root / move.target
+    if os.path.lexists(target):
+        if target.is_relative_to(layout.records) or not os.path.lexists(source):
+            # It is done: what is at `source` now, if anything, has taken the place of what was moved away.
+            return
+        set_aside(layout, target)
+    with contextlib.suppress(FileNotFoundError):
+        source.rename(target)
+
+
+def set_aside(layout: Layout, path: Path, folder: str = "found") -> Path:
+    """Move what is not ours out of the way, to a name below `layout.edits` that is free; return it."""
+    place = free_name(layout.edits / folder / path.relative_to(layout.root))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(place)
+    return place
+
+
+def free_name(path: Path) -> Path:
+    """Return the path, or the first of `path.1`, `path.2` ... that is not taken."""
+    number, place = 0, path
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{path.name}.{number}")
+    return place

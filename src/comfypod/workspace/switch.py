@@ -1,0 +1,260 @@
+"""Switching: the core of one release put in the place of another's, staged beside it and switched by renames."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from comfypod import copying, files
+from comfypod.errors import StorageError
+from comfypod.log import human_bytes
+from comfypod.workspace import database, journal, state
+from comfypod.workspace import release as releases
+from comfypod.workspace.journal import Move, Transaction, free_name
+from comfypod.workspace.release import MARK, USER_FOLDERS, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from comfypod.workspace.layout import Layout
+    from comfypod.workspace.plan import Plan, Volume
+
+_SLACK = 16 << 20
+_OVERHEAD = 64
+# What `link` brings into the user's folders: nodes and pictures that ComfyUI has from the start, no placeholders.
+_SMALL_SEEDS = ("custom_nodes", "input")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What the image or the store brings: a release and where its tree is."""
+
+    release: str
+    tree: Path
+    environment: str
+
+
+def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: Callable[[int], None]) -> int:
+    """Stage what the image brings and switch to it; return the bytes copied.
+
+    Raises:
+        StorageError: there is too little room; nothing was written.
+        OSError: the disk failed. Before the switch all is as it was; after that the next `journal.recover` goes on.
+    """
+    old = volume.here
+    new = replace(releases.pristine(image.tree, image.release), mode=plan.mode)
+    if plan.mode == "link":
+        new = replace(new, files={})
+    tops = [name for name in new.entries if plan.action != "repair" or name in volume.missing]
+    seeds = _seeds(layout, releases.pristine(image.tree, image.release), old, plan)
+    if plan.mode == "move":
+        _ensure_room(layout, image.tree, tops)
+    keeps = old is not None and old.mode == "move" and plan.action == "upgrade"
+    previous = old.name if keeps and old is not None else volume.kept
+    after = _after(layout, image, plan, previous, attempts=1 if keeps else 0)
+    with _undone_on_error(layout):
+        journal.begin(layout, Transaction(plan.action, (), after))
+        staged = _stage(layout, image, new, tops, seeds, advance)
+        if keeps:
+            database.keep(layout)
+    moves = list(_moves(layout, image, plan, old, new, tops))
+    moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in seeds]
+    if keeps and old is not None:
+        moves += database.kept_moves(layout, old.name)
+    if not layout.comfyui.exists():
+        moves = [Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name)]
+    journal.commit(layout, Transaction(plan.action, tuple(moves), after), copied=plan.mode == "move" or bool(seeds))
+    return staged
+
+
+def go_back(layout: Layout, image: Image, plan: Plan, volume: Volume) -> None:
+    """Put the kept release in the place of the one that is here, which is kept then.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    assert volume.here is not None  # noqa: S101 - planned so
+    after = _after(layout, image, plan, volume.here.name, attempts=0)
+    journal.commit(layout, Transaction(plan.action, tuple(_return(layout, volume)), after), copied=False)
+
+
+def tidy(layout: Layout) -> None:
+    """Remove releases that are kept no longer; what a user had changed in them is kept.
+
+    Raises:
+        OSError: the disk failed; the next call goes on.
+    """
+    found = state.read(layout.state)
+    try:
+        names = set(os.listdir(layout.releases))
+    except FileNotFoundError:
+        return
+    for name in sorted(names - {found.previous if found is not None else min(names, default="")}):
+        _drop(layout, name)
+
+
+@contextlib.contextmanager
+def _undone_on_error(layout: Layout) -> Iterator[None]:
+    """Remove what was staged when staging is given up, so that nobody waits for the next boot to have the room back."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove_tree(layout.staging)
+            layout.journal.unlink(missing_ok=True)
+        raise
+
+
+def _stage(
+    layout: Layout, image: Image, new: Release, tops: list[str], seeds: list[str], advance: Callable[[int], None]
+) -> int:
+    place = layout.staging / layout.comfyui.name
+    place.mkdir(parents=True)
+    jobs: list[copying.Job] = []
+    for name in tops:
+        source = image.tree / name
+        if name == MARK:
+            (place / MARK).write_bytes(new.encode())
+        elif new.mode == "link" or source.is_symlink():
+            (place / name).symlink_to(source if new.mode == "link" else source.readlink())
+        elif source.is_dir():
+            jobs += copying.make_folders(source, place / name)
+        else:
+            jobs.append(copying.Job(str(source), str(place / name)))
+    for name in seeds:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        jobs.append(copying.Job(str(image.tree / name), str(place / name)))
+    return copying.copy_files(jobs, advance)
+
+
+def _moves(
+    layout: Layout, image: Image, plan: Plan, old: Release | None, new: Release, tops: list[str]
+) -> Iterator[Move]:
+    """Yield the renames that replace the old core by the new one, name by name."""
+    here = layout.comfyui.name
+    outgoing = old.entries if old is not None and plan.action != "repair" else ()
+    for name in sorted({*outgoing, *tops}):
+        place = layout.comfyui / name
+        if new.mode == "link" and name in tops and name != MARK and _leads(place, image.tree / name):
+            continue
+        if name in outgoing and old is not None:
+            yield Move(f"{here}/{name}", _way_out(layout, old, name))
+        elif os.path.lexists(place):
+            yield Move(f"{here}/{name}", _name(layout, free_name(layout.edits / new.name / name)))
+        if name in tops:
+            yield Move(_staged(layout, name), f"{here}/{name}")
+
+
+def _way_out(layout: Layout, old: Release, name: str) -> str:
+    """Return where an entry of the old core goes: links are ours to delete, files are kept."""
+    if old.mode == "move":
+        return _name(layout, layout.releases / old.name / name)
+    if name == MARK or (layout.comfyui / name).is_symlink():
+        return _name(layout, layout.staging / "old" / name)
+    return _name(layout, free_name(layout.edits / old.name / name))
+
+
+def _return(layout: Layout, volume: Volume) -> Iterator[Move]:
+    """Yield the renames that put the kept release in the place of the one that is here."""
+    assert volume.here is not None  # noqa: S101 - planned so
+    old, here = volume.here, layout.comfyui.name
+    folder = layout.releases / volume.kept
+    back = releases.read(folder)
+    assert back is not None  # noqa: S101 - planned so
+    for name in sorted({*old.entries, *back.entries}):
+        place = layout.comfyui / name
+        if name in old.entries:
+            yield Move(f"{here}/{name}", _name(layout, layout.releases / old.name / name))
+        elif os.path.lexists(place):
+            yield Move(f"{here}/{name}", _name(layout, free_name(layout.edits / back.name / name)))
+        if name in back.entries:
+            yield Move(_name(layout, folder / name), f"{here}/{name}")
+    yield from database.return_moves(layout, folder, old.name)
+
+
+def _seeds(layout: Layout, new: Release, old: Release | None, plan: Plan) -> list[str]:
+    """Return the files for the user's folders that this release is the first to bring, where they can be put.
+
+    What the release before had brought and a user has deleted does not come back.
+    """
+    if plan.action in ("repair", "convert"):
+        return []
+    known = set(old.seeds) if old is not None else set()
+    if old is not None and old.mode == "link":
+        return []
+    names = [name for name in new.seeds if name not in known and not os.path.lexists(layout.comfyui / name)]
+    if plan.mode == "link":
+        names = [name for name in names if name.partition("/")[0] in _SMALL_SEEDS]
+    ours = {top for top in USER_FOLDERS if _is_ours(layout, layout.comfyui / top)}
+    return [name for name in names if name.partition("/")[0] in ours and _free(layout, name)]
+
+
+def _is_ours(layout: Layout, folder: Path) -> bool:
+    """Whether a user's folder is a plain one on the workspace's own disk, or not there yet."""
+    if not os.path.lexists(folder):
+        return True
+    return not folder.is_symlink() and folder.is_dir() and folder.stat().st_dev == layout.records.stat().st_dev
+
+
+def _free(layout: Layout, name: str) -> bool:
+    """Whether nothing but folders stands on the way to a name, and the last one that is there lets us write."""
+    parents = name.split("/")[:-1]
+    places = [layout.comfyui.joinpath(*parents[: depth + 1]) for depth in range(len(parents))]
+    there = [place for place in places if os.path.lexists(place)]
+    plain = all(place.is_dir() and not place.is_symlink() for place in there)
+    return plain and (not there or os.access(there[-1], os.W_OK | os.X_OK))
+
+
+def _leads(link: Path, target: Path) -> bool:
+    try:
+        return link.readlink() == target
+    except OSError:
+        return False
+
+
+def _drop(layout: Layout, name: str) -> None:
+    """Delete a kept release but for what a user had changed in it."""
+    folder = layout.releases / name
+    (folder / database.KEPT).unlink(missing_ok=True)
+    found = releases.read(folder)
+    if found is None and any(folder.iterdir()):
+        journal.set_aside(layout, folder, name)
+        return
+    for path in releases.changes(found, folder).users if found is not None else ():
+        place = free_name(layout.edits / name / path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).rename(place)
+    layout.staging.mkdir(exist_ok=True)
+    folder.rename(free_name(layout.staging / name))
+    files.remove_tree(layout.staging)
+
+
+def _ensure_room(layout: Layout, tree: Path, tops: list[str]) -> None:
+    needed = sum(files.tree_bytes(tree / name) for name in tops if name != MARK) + _SLACK
+    left = files.room(layout.root)
+    if left.bytes < needed:
+        raise StorageError(
+            f"{layout.root} has {human_bytes(left.bytes)} left, ComfyUI needs {human_bytes(needed)}",
+            "free some space or choose another workspace; nothing was written",
+        )
+    inodes = sum(files.tree_entries(tree / name) for name in tops) + _OVERHEAD
+    if left.inodes is not None and left.inodes < inodes:
+        raise StorageError(
+            f"{layout.root} has {left.inodes} inodes left, ComfyUI needs {inodes}",
+            "delete small files or use a file system with more inodes; nothing was written",
+        )
+
+
+def _after(layout: Layout, image: Image, plan: Plan, previous: str, *, attempts: int) -> state.State:
+    return state.State(plan.release, image.environment, str(layout.root), previous, attempts)
+
+
+def _name(layout: Layout, path: Path) -> str:
+    return path.relative_to(layout.root).as_posix()
+
+
+def _staged(layout: Layout, name: str) -> str:
+    return _name(layout, layout.staging / layout.comfyui.name / name)

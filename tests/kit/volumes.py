@@ -1,0 +1,82 @@
+"""Releases and volumes for tests of the workspace: small trees, what a user does to them, what must be there after."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfypod.workspace import core, state
+from comfypod.workspace.layout import Layout
+from comfypod.workspace.switch import Image
+from tests.kit import standin
+
+VOLATILE = frozenset({"state.json", "choice.json", "lock"})
+
+
+def image(folder: Path, release: str) -> Image:
+    """Make the tree of a release: some files in all of them, some other in each, some only in this one."""
+    tree = folder / f"image{release}"
+    if not tree.exists():
+        standin.tree(tree, release=release)
+        (tree / "comfy" / f"only_{release}.py").write_text(f"only = {release}\n")
+        (tree / f"extra_{release}").mkdir()
+        (tree / f"extra_{release}" / "code.py").write_text(f"release = {release}\n")
+        (tree / f"top_{release}.py").write_text("top\n")
+        (tree / "models" / f"kind_{release}").mkdir()
+        (tree / "models" / f"kind_{release}" / "put_here").write_text("")
+        versions = tree / "alembic_db" / "versions"
+        versions.mkdir(parents=True)
+        for number in range(1, int(release) + 1):
+            (versions / f"000{number}_x.py").write_text(f'revision = "000{number}_x"\n')
+        (tree / "comfy" / "__pycache__").mkdir()
+        (tree / "comfy" / "__pycache__" / "a.pyc").write_bytes(b"code")
+    return Image(f"{release}-{'0' * 12}", tree, f"env{release}")
+
+
+@dataclass
+class Volume:
+    """A workspace that boots."""
+
+    root: Path
+    persist: str = "auto"
+    upgrade: str = "auto"
+    network: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root)
+
+    def boot(self, image: Image) -> core.Core:
+        """Do what boot does with the core."""
+        self.layout.records.mkdir(parents=True, exist_ok=True)
+        return core.bring(
+            self.layout, image, persist=self.persist, upgrade=self.upgrade, network=self.network,
+            advance=lambda _: None,
+        )  # fmt: skip
+
+    def write(self, name: str, text: str = "mine") -> Path:
+        """Write a file below `ComfyUI`, as a user or a node does."""
+        path = self.layout.comfyui / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def copy(self, folder: Path) -> Volume:
+        """Return a volume with the same contents."""
+        shutil.copytree(self.root, folder, symlinks=True)
+        return Volume(folder, self.persist, self.upgrade, self.network)
+
+    def contents(self) -> dict[str, str]:
+        """Return everything with what is in it; what only counts boots is left out."""
+        kept = state.read(self.layout.state)
+        found = {"state": "" if kept is None else f"{kept.release} {kept.previous} {kept.environment}"}
+        for path in sorted(self.root.rglob("*")):
+            name = str(path.relative_to(self.root))
+            if path.name in VOLATILE:
+                continue
+            if path.is_symlink():
+                found[name] = f"-> {path.readlink()}"
+            else:
+                found[name] = "folder" if path.is_dir() else path.read_text("latin-1")
+        return found

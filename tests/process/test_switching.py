@@ -1,0 +1,168 @@
+"""Changes of a workspace's core, killed or refused by the disk at each durable step: the next boot completes them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod.workspace import core
+from tests.kit.killer import suffer
+from tests.kit.volumes import Volume, image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from comfypod.workspace.switch import Image
+
+
+@dataclass(frozen=True)
+class Change:
+    """A volume as it is before, and what is done to it; the boot after must bring it to the same end.
+
+    What was `asked` for by hand and is undone has not happened yet: the user asks again.
+    """
+
+    volume: Volume
+    work: Callable[[Volume], object]
+    image: Image
+    asked: bool = False
+
+    def complete(self, volume: Volume) -> None:
+        """Boot, as after a fault."""
+        if volume.boot(self.image).release == self.image.release and self.asked:
+            self.work(volume)
+
+
+def _images(folder: Path) -> tuple[Image, Image, Image]:
+    return image(folder, "1"), image(folder, "2"), image(folder, "3")
+
+
+def _used(volume: Volume) -> None:
+    """Do what users do."""
+    volume.write("custom_nodes/pack/__init__.py")
+    volume.write("models/vae/mine.bin")
+    volume.write("user/default/workflows/mine.json")
+    volume.write("notes.txt")
+    volume.write("comfy/ldm/model.py", "edited")
+    volume.write("comfy/mine.py")
+
+
+def _first_run(folder: Path) -> Change:
+    one, _, _ = _images(folder)
+    volume = Volume(folder / "before")
+    volume.layout.records.mkdir(parents=True)
+    return Change(volume, lambda each: each.boot(one), one)
+
+
+def _first_run_with_links(folder: Path) -> Change:
+    change = _first_run(folder)
+    change.volume.persist = "link"
+    return change
+
+
+def _upgrade(folder: Path) -> Change:
+    one, two, _ = _images(folder)
+    volume = Volume(folder / "before")
+    volume.boot(one)
+    _used(volume)
+    volume.write("extra_2/mine.py")
+    volume.write("user/comfyui.db", "not really one")
+    return Change(volume, lambda each: each.boot(two), two)
+
+
+def _second_upgrade(folder: Path) -> Change:
+    """The release before the last goes, what a user had changed in it does not."""
+    change = _upgrade(folder)
+    change.volume.boot(image(folder, "2"))
+    three = image(folder, "3")
+    return Change(change.volume, lambda each: each.boot(three), three)
+
+
+def _back_to_the_image_before(folder: Path) -> Change:
+    change = _upgrade(folder)
+    change.volume.boot(image(folder, "2"))
+    one = image(folder, "1")
+    return Change(change.volume, lambda each: each.boot(one), one)
+
+
+def _rollback(folder: Path) -> Change:
+    change = _upgrade(folder)
+    two = image(folder, "2")
+    change.volume.boot(two)
+    return Change(change.volume, lambda each: core.go_back(each.layout, two, "asked for"), two, asked=True)
+
+
+def _repair(folder: Path) -> Change:
+    change = _first_run(folder)
+    change.volume.boot(change.image)
+    shutil.rmtree(change.volume.layout.comfyui / "comfy")
+    return change
+
+
+def _to_links(folder: Path) -> Change:
+    change = _first_run(folder)
+    change.volume.boot(change.image)
+    _used(change.volume)
+    change.volume.persist = "link"
+    return change
+
+
+def _upgrade_of_links(folder: Path) -> Change:
+    one, two, _ = _images(folder)
+    volume = Volume(folder / "before", persist="link")
+    volume.boot(one)
+    volume.write("own.txt")
+    return Change(volume, lambda each: each.boot(two), two)
+
+
+_CHANGES = {
+    "first run": _first_run,
+    "first run, links": _first_run_with_links,
+    "upgrade": _upgrade,
+    "second upgrade": _second_upgrade,
+    "back to the image before": _back_to_the_image_before,
+    "rollback": _rollback,
+    "repair": _repair,
+    "files to links": _to_links,
+    "upgrade of links": _upgrade_of_links,
+}
+
+
+def _expected(folder: Path, change: Change) -> tuple[int, dict[str, str]]:
+    """Do the change without a fault; return its durable steps and what is there after one more boot."""
+    volume = change.volume.copy(folder / "expected")
+    assert suffer(partial(change.work, volume), 0, "kill", folder / "notes") == "done"
+    steps = len((folder / "notes").read_text().splitlines())
+    volume.boot(change.image)
+    return steps, volume.contents()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _CHANGES)
+@pytest.mark.parametrize("fault", ["kill", "ENOSPC", "EIO"])
+def test_a1_a3_b3_every_durable_step_of_a_change_may_be_the_last(
+    tmp_path: Path, name: str, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slow because no step is left out; each in a copy of its own, then booted again and compared file by file."""
+    change = _CHANGES[name](tmp_path)
+    steps, expected = _expected(tmp_path, change)
+    ends: dict[str, int] = {}
+    for step in range(1, steps + 1):
+        volume = change.volume.copy(tmp_path / "volume")
+        end = suffer(partial(change.work, volume), step, fault, tmp_path / "notes")
+        assert f"\n{step} " in "\n" + (tmp_path / "notes").read_text(), "this step was never reached"
+        assert (end == "killed") == (fault == "kill")
+        ends[end.split(":")[0]] = ends.get(end.split(":")[0], 0) + 1
+        change.complete(volume)
+        again = volume.boot(change.image)
+        assert again.plan.action == "keep", (step, end)
+        assert volume.contents() == expected, (step, end, (tmp_path / "notes").read_text())
+        shutil.rmtree(volume.root)
+    assert sum(ends.values()) == steps > 10
+    with capsys.disabled():
+        print(f"\n{name}, {fault} at each of {steps} durable steps, booted again: {ends}")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod import copying, files
+from tests.kit.trees import contents, plant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_copy_keeps_times_links_and_exec_bits_and_can_be_written(tmp_path: Path) -> None:
+    source = plant(tmp_path / "source", {("bin", "run"): b"#!", ("data",): b"12345", ("read-only",): b"x"})
+    (source / "bin" / "run").chmod(0o755)
+    (source / "read-only").chmod(0o444)
+    (source / "empty").mkdir()
+    (source / "link").symlink_to("data")
+    (source / "dangling").symlink_to("/no/such/place")
+    (source / "folder").symlink_to("bin")
+    os.utime(source / "data", ns=(1_000_000_007, 2_000_000_009))
+    told = list[int]()
+    assert copying.copy_tree(source, tmp_path / "copy", told.append) == 8
+    copy = tmp_path / "copy"
+    assert files.tree_facts(copy) == files.tree_facts(source)
+    assert (copy / "data").stat().st_mtime_ns == 2_000_000_009
+    assert (copy / "bin" / "run").stat().st_mode & 0o777 == 0o755
+    assert (copy / "read-only").stat().st_mode & 0o777 == 0o644
+    assert (copy / "empty").is_dir()
+    assert [(copy / name).readlink().as_posix() for name in ("link", "dangling", "folder")] == [
+        "data", "/no/such/place", "bin",
+    ]  # fmt: skip
+    assert told == sorted(told)
+    assert told[-1] == 8
+
+
+def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    source = plant(tmp_path / "source", {(f"{number:04}",): b"1" for number in range(1000)})
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copying.copy_tree(source, tmp_path / "copy", stop)
+    assert len(contents(tmp_path / "copy")) < 1000
+
+
+def test_a_copy_goes_to_a_new_folder_only(tmp_path: Path) -> None:
+    source = plant(tmp_path / "source", {("a",): b"1"})
+    mine = plant(tmp_path / "mine", {("b",): b"2"})
+    with pytest.raises(FileExistsError):
+        copying.copy_tree(source, mine)
+    assert contents(mine) == {"b": b"2"}
+
+
+def test_a_copy_of_what_is_not_there_fails(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        copying.copy_tree(tmp_path / "none", tmp_path / "copy")
+
+
+def test_a_disk_that_fills_up_during_a_copy_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = plant(tmp_path / "source", {("a",): b"1"})
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space", str(source / "a"))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    with pytest.raises(OSError, match="no space") as caught:
+        copying.copy_tree(source, tmp_path / "copy")
+    assert caught.value.filename == str(tmp_path / "copy" / "a")
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_ranges_cannot_be_copied_bytes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    data = os.urandom(100_000)
+    source = plant(tmp_path / "source", {("a",): data})
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    assert copying.copy_tree(source, tmp_path / "copy") == len(data)
+    assert contents(tmp_path / "copy") == {"a": data}
+
+
+def test_what_is_neither_file_nor_folder_nor_link_is_left_out(tmp_path: Path) -> None:
+    source = plant(tmp_path / "source", {("a",): b"1"})
+    os.mkfifo(source / "pipe")
+    assert copying.copy_tree(source, tmp_path / "copy") == 1
+    assert contents(tmp_path / "copy") == {"a": b"1"}

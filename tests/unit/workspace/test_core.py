@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod import files
+from comfypod.errors import InstallError, StorageError
+from comfypod.workspace import core, plan, state
+from comfypod.workspace import release as releases
+from comfypod.workspace.release import MARK, USER_FOLDERS
+from comfypod.workspace.switch import Image
+from tests.kit.disks import tmpfs
+from tests.kit.volumes import Volume, image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    return Volume(tmp_path / "workspace")
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Image:
+    return image(tmp_path, "1")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Image:
+    return image(tmp_path, "2")
+
+
+def is_whole(volume: Volume, brought: Image) -> bool:
+    """Whether the core is that release and nothing else, by contents."""
+    here = releases.read(volume.layout.comfyui)
+    assert here is not None
+    assert here.name == brought.release
+    others = {f"{stem}_{number}" for stem in ("extra", "top") for number in "123" if number != brought.release[0]}
+    assert not others & {path.stem for path in volume.layout.comfyui.iterdir()}
+    return releases.changes(here, volume.layout.comfyui) == releases.Changes()
+
+
+def everything(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """Return every entry below a folder with its inode, mode, time and bytes."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        facts = path.lstat()
+        data = path.read_bytes() if path.is_file() else b""
+        found[str(path)] = (facts.st_ino, facts.st_mode, facts.st_mtime_ns, data)
+    return found
+
+
+def database(path: Path, revision: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
+        connection.execute("DELETE FROM alembic_version")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
+    connection.close()
+
+
+def test_an_empty_volume_gets_the_tree_and_its_mark(volume: Volume, one: Image) -> None:
+    got = volume.boot(one)
+    comfyui = volume.layout.comfyui
+    assert (got.plan.action, got.core, got.base, got.release) == ("seed", comfyui, comfyui, one.release)
+    assert got.bytes > 4000
+    assert (comfyui / "comfy" / "__pycache__" / "a.pyc").is_file()
+    assert not volume.layout.staging.exists()
+    assert not volume.layout.journal.exists()
+    assert is_whole(volume, one)
+    (comfyui / MARK).unlink()
+    (comfyui / "user").rmdir()
+    assert files.tree_facts(comfyui) == files.tree_facts(one.tree)
+
+
+def test_links_to_the_images_nodes_stay_in_the_image(volume: Volume, one: Image, tmp_path: Path) -> None:
+    (one.tree / "custom_nodes" / "baked").symlink_to(tmp_path)
+    volume.boot(one)
+    assert not os.path.lexists(volume.layout.comfyui / "custom_nodes" / "baked")
+
+
+def test_a_volume_of_this_release_is_kept_as_it_is(volume: Volume, one: Image) -> None:
+    volume.boot(one)
+    volume.write("output/mine.png")
+    volume.write("main.py", "changed by the user")
+    before = everything(volume.root)
+    assert volume.boot(one).plan.action == "keep"
+    assert everything(volume.root) == before
+
+
+def test_b1_another_release_takes_the_place_of_the_one_before_which_is_kept(
+    volume: Volume, one: Image, two: Image
+) -> None:
+    volume.boot(one)
+    mine = [volume.write("custom_nodes/pack/__init__.py"), volume.write("models/vae/a.bin"), volume.write("own.txt")]
+    got = volume.boot(two)
+    assert (got.plan.action, got.release, got.trial) == ("upgrade", two.release, True)
+    assert is_whole(volume, two)
+    assert all(path.read_text() == "mine" for path in mine)
+    assert (volume.layout.comfyui / "models" / "kind_2" / "put_here").is_file()
+    assert (volume.layout.releases / one.release / "top_1.py").is_file()
+    found = state.read(volume.layout.state)
+    assert found is not None
+    assert (found.release, found.previous, found.environment) == (two.release, one.release, "env2")
+
+
+def test_b2_back_to_the_image_before_takes_what_was_kept_and_copies_nothing(
+    volume: Volume, one: Image, two: Image
+) -> None:
+    volume.boot(one)
+    volume.write("comfy/__init__.py", "edited in one")
+    volume.boot(two)
+    volume.write("output/late.png")
+    got = volume.boot(one)
+    assert (got.plan.action, got.bytes, got.trial) == ("return", 0, False)
+    assert (volume.layout.comfyui / "comfy" / "__init__.py").read_text() == "edited in one"
+    assert (volume.layout.comfyui / "output" / "late.png").is_file()
+    assert os.listdir(volume.layout.releases) == [two.release]
+    assert volume.boot(two).plan.action == "return"
+    assert is_whole(volume, two)
+
+
+def test_b10_an_edit_of_a_core_file_is_named_kept_and_never_deleted(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    volume.boot(one)
+    volume.write("comfy/ldm/model.py", "edited")
+    volume.write("comfy/own/new.py", "added")
+    (problem,) = volume.boot(two).problems
+    kept = volume.layout.releases / one.release
+    assert problem.code == "edited-core"
+    assert f"{kept}: comfy/ldm/model.py, comfy/own/new.py" in problem.message
+    assert (kept / "comfy/ldm/model.py").read_text() == "edited"
+    volume.boot(image(tmp_path, "3"))
+    assert os.listdir(volume.layout.releases) == [two.release]
+    edits = volume.layout.edits / one.release
+    assert (edits / "comfy/ldm/model.py").read_text() == "edited"
+    assert (edits / "comfy/own/new.py").read_text() == "added"
+    assert len([path for path in edits.rglob("*") if path.is_file()]) == 2
+
+
+def test_what_a_user_put_where_a_new_release_has_something_is_set_aside(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.write("extra_2/mine.py")
+    volume.boot(two)
+    assert is_whole(volume, two)
+    assert (volume.layout.edits / two.release / "extra_2" / "mine.py").read_text() == "mine"
+
+
+def test_files_that_a_user_deleted_from_their_folders_do_not_come_back(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    (volume.layout.comfyui / "input" / "example.png").unlink()
+    volume.write("models/checkpoints/put_checkpoints_here", "mine")
+    volume.boot(two)
+    assert not (volume.layout.comfyui / "input" / "example.png").exists()
+    assert (volume.layout.comfyui / "models/checkpoints/put_checkpoints_here").read_text() == "mine"
+
+
+def test_a_folder_of_the_users_that_leads_elsewhere_is_left_alone(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    volume.boot(one)
+    elsewhere = tmp_path / "models"
+    (volume.layout.comfyui / "models").rename(elsewhere)
+    (volume.layout.comfyui / "models").symlink_to(elsewhere)
+    before = everything(elsewhere)
+    volume.boot(two)
+    assert everything(elsewhere) == before
+    assert (volume.layout.comfyui / "models").is_symlink()
+
+
+def test_keep_holds_a_volume_at_its_release(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.upgrade = "keep"
+    before = everything(volume.layout.comfyui)
+    got = volume.boot(two)
+    assert (got.plan.action, got.release, got.core) == ("keep", one.release, volume.layout.comfyui)
+    assert "COMFYPOD_UPGRADE=keep" in got.plan.reason
+    assert everything(volume.layout.comfyui) == before
+
+
+def test_an_upgrade_that_was_never_ready_goes_back_by_itself_and_stays_back(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    volume.boot(one)
+    assert [volume.boot(two).plan.action for _ in range(plan.ATTEMPTS)] == ["upgrade", "keep", "keep"]
+    got = volume.boot(two)
+    assert (got.plan.action, got.release) == ("return", one.release)
+    assert f"{two.release} was not ready in 3 boots" in got.plan.reason
+    assert volume.boot(two).plan.action == "keep"
+    assert is_whole(volume, one)
+    assert volume.boot(image(tmp_path, "3")).plan.action == "upgrade"
+
+
+def test_once_ready_an_upgrade_is_no_trial_any_more(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.boot(two)
+    core.settle(volume.layout)
+    for _ in range(5):
+        got = volume.boot(two)
+        assert (got.plan.action, got.trial) == ("keep", False)
+
+
+def test_boots_that_were_stopped_early_do_not_count(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    for _ in range(6):
+        got = volume.boot(two)
+        assert got.trial
+        core.forgive(volume.layout)
+
+
+def test_going_back_is_for_good_until_another_release_comes(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.boot(two)
+    got = core.go_back(volume.layout, two, "it did not start")
+    assert (got.plan.action, got.release) == ("return", one.release)
+    assert volume.boot(two).release == one.release
+    with pytest.raises(StorageError, match="keeps no release"):
+        core.go_back(Volume(volume.root / "other").layout, two, "")
+
+
+def test_missing_entries_are_repaired_and_others_left(volume: Volume, one: Image) -> None:
+    volume.boot(one)
+    volume.write("comfyui_version.py", "edited")
+    shutil.rmtree(volume.layout.comfyui / "comfy")
+    (volume.layout.comfyui / "main.py").unlink()
+    got = volume.boot(one)
+    assert (got.plan.action, got.plan.reason) == ("repair", "missing: comfy, main.py")
+    assert (volume.layout.comfyui / "comfyui_version.py").read_text() == "edited"
+    volume.write("comfyui_version.py", '__version__ = "1"\n')
+    assert is_whole(volume, one)
+
+
+def test_with_link_the_core_leads_to_the_image(volume: Volume, one: Image, two: Image) -> None:
+    volume.persist = "link"
+    got = volume.boot(one)
+    comfyui = volume.layout.comfyui
+    assert (got.plan.action, got.core, got.base, got.bytes < 5000) == ("seed", one.tree, comfyui, True)
+    assert (comfyui / "main.py").readlink() == one.tree / "main.py"
+    assert sorted(path.name for path in comfyui.iterdir() if not path.is_symlink()) == sorted([*USER_FOLDERS, MARK])
+    volume.write("output/mine.png")
+    volume.write("own.py")
+    assert volume.boot(one).plan.action == "keep"
+    got = volume.boot(two)
+    assert (got.plan.action, got.core, got.trial) == ("upgrade", two.tree, False)
+    assert (comfyui / "comfy").readlink() == two.tree / "comfy"
+    assert not os.path.lexists(comfyui / "top_1.py")
+    assert (comfyui / "output/mine.png").read_text() == (comfyui / "own.py").read_text() == "mine"
+
+
+def test_links_that_lead_right_already_are_left_as_they_are(volume: Volume, one: Image, two: Image) -> None:
+    """An image's tree is always at the same place."""
+    volume.persist = "link"
+    volume.boot(one)
+    shutil.rmtree(one.tree)
+    two.tree.rename(one.tree)
+    before = (volume.layout.comfyui / "main.py").lstat().st_ino
+    volume.boot(Image(two.release, one.tree, ""))
+    assert (volume.layout.comfyui / "main.py").lstat().st_ino == before
+    assert (volume.layout.comfyui / "top_2.py").exists()
+    assert not os.path.lexists(volume.layout.comfyui / "top_1.py")
+
+
+def test_a_users_file_in_the_place_of_a_link_is_kept(volume: Volume, one: Image, two: Image) -> None:
+    volume.persist = "link"
+    volume.boot(one)
+    (volume.layout.comfyui / "comfyui_version.py").unlink()
+    volume.write("comfyui_version.py", "mine")
+    volume.boot(two)
+    assert (volume.layout.edits / one.release / "comfyui_version.py").read_text() == "mine"
+    assert (volume.layout.comfyui / "comfyui_version.py").is_symlink()
+
+
+def test_files_become_links_and_links_files_when_that_is_asked_for(volume: Volume, one: Image) -> None:
+    volume.boot(one)
+    volume.write("comfy/__init__.py", "edited")
+    volume.persist = "link"
+    assert volume.boot(one).plan.action == "convert"
+    assert (volume.layout.comfyui / "comfy").is_symlink()
+    assert (volume.layout.edits / one.release / "comfy/__init__.py").read_text() == "edited"
+    volume.persist = "auto"
+    assert volume.boot(one).plan.action == "keep"
+    volume.persist = "move"
+    assert volume.boot(one).plan.action == "convert"
+    assert is_whole(volume, one)
+
+
+def test_auto_links_on_a_network_disk(volume: Volume, one: Image) -> None:
+    volume.network = True
+    assert volume.boot(one).plan.mode == "link"
+    volume.network = False
+    assert volume.boot(one).plan.mode == "link"
+
+
+@pytest.mark.parametrize("mark", [None, b"", b"{", b"\xff", b"[]", b"null", b'{"release": "x"}'])
+def test_a_comfyui_without_a_readable_mark_is_not_ours(volume: Volume, one: Image, mark: bytes | None) -> None:
+    for name in USER_FOLDERS:
+        (volume.layout.comfyui / name).mkdir(parents=True)
+    volume.write("main.py", "theirs")
+    if mark is not None:
+        (volume.layout.comfyui / MARK).write_bytes(mark)
+    before = everything(volume.layout.comfyui)
+    got = volume.boot(one)
+    assert (got.plan.action, got.core, got.base) == ("image", one.tree, volume.layout.comfyui)
+    assert everything(volume.layout.comfyui) == before
+
+
+def test_folders_of_the_users_alone_get_a_core_beside_them(volume: Volume, one: Image, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    volume.write("output/mine.png")
+    (volume.layout.comfyui / "models").symlink_to(shared)
+    (volume.layout.comfyui / "user").symlink_to("/no/such/place")
+    assert volume.boot(one).plan.action == "seed"
+    assert list(shared.iterdir()) == []
+    assert (volume.layout.comfyui / "user").is_symlink()
+    assert (volume.layout.comfyui / "output/mine.png").read_text() == "mine"
+    assert is_whole(volume, one)
+
+
+def test_b8_a_volume_that_is_mounted_elsewhere_works(volume: Volume, one: Image, two: Image, tmp_path: Path) -> None:
+    volume.boot(one)
+    volume.boot(two)
+    volume.root.rename(tmp_path / "elsewhere")
+    moved = Volume(tmp_path / "elsewhere")
+    assert moved.boot(two).plan.action == "keep"
+    assert moved.boot(one).plan.action == "return"
+    assert is_whole(moved, one)
+
+
+def test_going_back_an_older_comfyui_gets_the_database_that_it_can_open(volume: Volume, one: Image, two: Image) -> None:
+    path = volume.layout.comfyui / "user" / "comfyui.db"
+    volume.boot(one)
+    database(path, "0001_x")
+    kept = path.read_bytes()
+    volume.boot(two)
+    assert path.read_bytes() == kept
+    database(path, "0002_x")
+    newer = path.read_bytes()
+    volume.boot(one)
+    assert path.read_bytes() == kept
+    assert (volume.layout.edits / two.release / "user" / "comfyui.db").read_bytes() == newer
+
+
+def test_going_back_a_database_that_the_older_comfyui_knows_stays(volume: Volume, one: Image, two: Image) -> None:
+    path = volume.layout.comfyui / "user" / "comfyui.db"
+    volume.boot(one)
+    volume.boot(two)
+    database(path, "0001_x")
+    same = path.read_bytes()
+    volume.boot(one)
+    assert path.read_bytes() == same
+    assert not volume.layout.edits.exists()
+
+
+def test_a_seeding_that_is_stopped_leaves_nothing(volume: Volume, one: Image) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    volume.layout.records.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        core.bring(volume.layout, one, persist="auto", upgrade="auto", network=False, advance=stop)
+    assert os.listdir(volume.layout.records) == []
+    assert not volume.layout.comfyui.exists()
+
+
+def test_a_file_in_the_place_of_comfyui_is_named_and_kept(volume: Volume, one: Image) -> None:
+    volume.layout.records.mkdir(parents=True)
+    volume.layout.comfyui.write_text("theirs")
+    with pytest.raises(StorageError, match="is there and is no folder"):
+        volume.boot(one)
+    assert volume.layout.comfyui.read_text() == "theirs"
+
+
+def test_an_image_without_its_comfyui_seeds_nothing(volume: Volume, tmp_path: Path) -> None:
+    with pytest.raises(InstallError, match="holds no ComfyUI"):
+        volume.boot(Image("1-0", tmp_path / "none", ""))
+    assert not volume.layout.comfyui.exists()
+
+
+@pytest.mark.root
+def test_a4_too_few_inodes_are_named_before_the_first_byte(one: Image, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "small", inodes=8) as disk:
+        volume = Volume(disk)
+        with pytest.raises(StorageError, match="inodes left, ComfyUI needs") as caught:
+            volume.boot(one)
+        assert not volume.layout.comfyui.exists()
+        assert os.listdir(volume.layout.records) == []
+    assert "nothing was written" in caught.value.hint
+
+
+@pytest.mark.root
+def test_a3_an_upgrade_without_room_runs_from_the_image_and_says_so(one: Image, two: Image, tmp_path: Path) -> None:
+    (two.tree / "big.bin").write_bytes(bytes(30_000_000))
+    with tmpfs(tmp_path / "small", megabytes=20) as disk:
+        volume = Volume(disk)
+        volume.boot(one)
+        before = volume.contents()
+        got = volume.boot(two)
+        assert (got.plan.action, got.core, got.base) == ("image", two.tree, volume.layout.comfyui)
+        assert "ComfyUI needs 46.8 MB" in got.problems[0].message
+        assert volume.contents() == before
+        (two.tree / "big.bin").unlink()
+        assert volume.boot(two).plan.action == "upgrade"
+        assert is_whole(volume, two)
