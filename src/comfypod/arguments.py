@@ -37,6 +37,16 @@ Every image is tried before it gets a tag: it boots on the CPU without a network
 renders, nothing is warned of. Mirrors and certificates reach a build as secrets and leave no trace in the image.
 """
 
+_WORKSPACE_EXAMPLES = """\
+examples:
+  comfypod workspace status                           release, what is kept, what was set aside, room
+  comfypod workspace plan                             what the next boot does; nothing is changed
+  comfypod workspace rollback                         the ComfyUI before the last upgrade, until a newer image comes
+  docker exec NAME comfypod workspace rollback        the same in a container; restart it after that
+
+Nothing that a user made is ever deleted: changed core files stand in .comfypod/edits, or with the release that is kept.
+"""
+
 _RENDER_EXAMPLES = """\
 examples:
   comfypod render dockerfile 4090                     the Dockerfile, on standard output
@@ -78,6 +88,7 @@ def parser() -> Parser:
     _add_lock(verbs)
     _add_build(verbs)
     _add_render(verbs)
+    _add_workspace(verbs)
     _add_pod_verbs(verbs)
     return whole
 
@@ -193,6 +204,18 @@ def _add_render(verbs: _Verbs) -> None:
     _profiles(render)
     _lock_option(render)
     render.add_argument("--output", type=Path, metavar="DIR", help="write below this folder (default: standard output)")
+
+
+def _add_workspace(verbs: _Verbs) -> None:
+    volume = _verb(verbs, "workspace", "show what a volume holds; upgrade it, go back, compare it", _WORKSPACE_EXAMPLES)
+    what = (
+        ("status", "what it holds"), ("plan", "what a boot would do, and why"), ("upgrade", "take the image's ComfyUI"),
+        ("rollback", "go back to the ComfyUI before"), ("verify", "compare the core with its release"),
+    )  # fmt: skip
+    volume.add_argument(
+        "what", choices=[name for name, _ in what], help="; ".join(f"{name}: {text}" for name, text in what)
+    )
+    _workspace(volume)
 
 
 def _profiles(verb: argparse.ArgumentParser) -> None:

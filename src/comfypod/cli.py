@@ -230,6 +230,17 @@ def _render(options: argparse.Namespace, _: Sequence[str], __: Console) -> Resul
     return render(options.what, options.profiles, _lock_file(options), options.output)
 
 
+def _volume(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
+    from comfypod.host import workspace
+
+    layout = _layout(options)
+    if options.what == "upgrade":
+        return workspace.upgrade(layout, console)
+    return {
+        "status": workspace.status, "plan": workspace.plan, "rollback": workspace.rollback, "verify": workspace.verify,
+    }[options.what](layout)  # fmt: skip
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]] = {
     "up": _up,
     "down": _down,
@@ -239,5 +250,6 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]
     "lock": _lock,
     "build": _build,
     "render": _render,
+    "workspace": _volume,
     "health": _health,
 }

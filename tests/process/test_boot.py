@@ -15,6 +15,7 @@ import pytest
 
 from comfypod import control, proc
 from comfypod.workspace import run
+from tests.kit import standin
 from tests.kit.disks import tmpfs
 from tests.kit.pods import Site, booted, comfypod
 from tests.kit.standin import Orders
@@ -357,3 +358,72 @@ def test_a_custom_nodes_folder_that_cannot_be_read_degrades_the_boot(site: Site)
         status = pod.wait_for("ready")
         assert [stage["state"] for stage in status["stages"] if stage["name"] == "nodes"] == ["degraded"]
         assert "custom_nodes" in status["problems"][0]["message"]
+
+
+def _upgraded(folder: Path, behaviour: Orders) -> Site:
+    """Boot release 1 once, then let the pod be of release 2."""
+    site = Site(folder)
+    with booted(site) as pod:
+        pod.wait_for("ready")
+        assert pod.stop() == 0
+    (site.tree / "comfyui_version.py").write_text('__version__ = "2"\n')
+    site.pod_file = standin.pod_file(folder, site.tree, release="2")
+    site.obey(behaviour)
+    return site
+
+
+def test_an_upgrade_whose_comfyui_does_not_start_is_taken_back_and_said(tmp_path: Path) -> None:
+    site = _upgraded(tmp_path, Orders(die=7, heals_with_version="1"))
+    with booted(site) as pod:
+        status = pod.wait_for("ready", 30)
+        assert status["comfyui"]["version"] == "1"
+        assert status["workspace"]["release"].startswith("1-")
+        (problem,) = [each for each in status["problems"] if each["code"] == "rolled-back"]
+        assert "ComfyUI 2 did not start" in problem["message"]
+        assert len(site.starts()) == 1 + 3 + 1
+        assert pod.stop() == 0
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert (status["comfyui"]["version"], len(site.starts())) == ("1", 6)
+        assert "did not start" not in pod.output_so_far()
+        assert pod.stop() == 0
+
+
+def test_an_upgrade_that_was_ready_is_no_trial_any_more(tmp_path: Path) -> None:
+    site = _upgraded(tmp_path, Orders())
+    with booted(site) as pod:
+        assert pod.wait_for("ready")["comfyui"]["version"] == "2"
+        assert json.loads(site.layout.state.read_text())["attempts"] == 0
+        assert pod.stop() == 0
+
+
+def test_an_upgrade_whose_boots_are_killed_is_taken_back_by_the_fourth(tmp_path: Path) -> None:
+    """What kills boot itself kills it again and again: nobody would ever get to see a safe mode."""
+    site = _upgraded(tmp_path, Orders(slow=60.0))
+    for attempt in (1, 2, 3):
+        with booted(site) as pod:
+            pod.wait_for("starting")
+            assert json.loads(site.layout.state.read_text())["attempts"] == attempt
+            pod.process.kill()
+            pod.process.wait()
+    site.obey(Orders())
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert status["comfyui"]["version"] == "1"
+        assert "was not ready in 3 boots" in status["stages"][0]["detail"]
+        assert pod.stop() == 0
+
+
+def test_b1_an_upgrade_keeps_what_the_user_has_and_names_edited_core_files(tmp_path: Path) -> None:
+    site = _upgraded(tmp_path, Orders())
+    mine = site.layout.comfyui / "output" / "mine.png"
+    mine.write_bytes(b"mine")
+    (site.layout.comfyui / "comfy" / "__init__.py").write_text("edited")
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert "changed to ComfyUI 2" in status["stages"][0]["detail"]
+        (problem,) = status["problems"]
+        assert problem["code"] == "edited-core"
+        assert "comfy/__init__.py" in problem["message"]
+        assert pod.stop() == 0
+    assert mine.read_bytes() == b"mine"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comfypod.boot.identity import Identity, current
-from comfypod.workspace.switch import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,11 +62,6 @@ class Context:
     def in_image(self) -> bool:
         """Whether this is a container of ours, and not somebody's own machine."""
         return self.pod.engine != "host"
-
-    @property
-    def image(self) -> Image:
-        """What the image or the store brings."""
-        return Image(self.pod.release, Path(self.pod.comfyui_path), self.pod.environment_key)
 
     def warn(self, problem: Problem) -> None:
         """Report what is wrong and does not stop the boot."""

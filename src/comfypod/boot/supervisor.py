@@ -24,7 +24,7 @@ from comfypod.files import FolderLock, storage_error
 from comfypod.ports import connect_host, http_url
 from comfypod.result import Result, failure
 from comfypod.workspace import run
-from comfypod.workspace.core import forgive, go_back, settle
+from comfypod.workspace.core import forgive, go_back, image_of, settle
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Supervisor:
         """Take back an upgrade whose ComfyUI does not start."""
         context, reason = self._context, sentence(failed)
         try:
-            core = await asyncio.to_thread(go_back, self._layout, context.image, reason)
+            core = await asyncio.to_thread(go_back, self._layout, image_of(self._pod), reason)
         except ComfypodError as error:
             self._given_up(failed, final=True)
             self._report(Problem(error.code, error.message, error.hint))

@@ -13,8 +13,8 @@ from comfypod.boot.context import StageCancelledError
 from comfypod.errors import BusyError, Problem
 from comfypod.log import human_bytes
 from comfypod.workspace import link, run, state
-from comfypod.workspace.core import Core, bring
-from comfypod.workspace.plan import is_network
+from comfypod.workspace.core import Core, bring, image_of
+from comfypod.workspace.plan import is_network, mount_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,17 +48,10 @@ def prepare_workspace(context: Context, view: StageView) -> str:
 def _bring(context: Context, view: StageView) -> Core:
     settings = context.settings
     return bring(
-        context.layout, context.image, persist=settings.persist,
-        upgrade=settings.upgrade, network=is_network(context.layout, _mount_table(context)),
+        context.layout, image_of(context.pod), persist=settings.persist,
+        upgrade=settings.upgrade, network=is_network(context.layout, mount_table(context.surroundings.mounts)),
         advance=_progress(context, view),
     )  # fmt: skip
-
-
-def _mount_table(context: Context) -> str:
-    try:
-        return context.surroundings.mounts.read_text("utf-8", "surrogateescape")
-    except OSError:
-        return ""
 
 
 def _become(context: Context) -> None:
@@ -88,7 +81,7 @@ def _unmounted(context: Context) -> Problem | None:
 
 def _mounts(context: Context) -> list[str] | None:
     """Return what is mounted below the workspace; None when it is on a volume itself, or nothing is known."""
-    root, table = str(context.layout.root.resolve()), _mount_table(context)
+    root, table = str(context.layout.root.resolve()), mount_table(context.surroundings.mounts)
     if not table:
         return None
     points = {_unescaped(line.split(" ")[4]) for line in table.splitlines()}

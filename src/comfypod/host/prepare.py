@@ -15,6 +15,7 @@ from comfypod.host.store import Building, Store, disk_errors, with_data_hint
 from comfypod.lock.schema import encode
 from comfypod.log import human_bytes
 from comfypod.manifest.values import GitSource, PathSource
+from comfypod.workspace.release import MARK, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,6 +138,8 @@ def _tree_build(
         index = index_url(os.environ)
         obtain(sources, tree, digest=comfyui.digest, base=base, scratch=scratch, index=index, console=console)
         files.remove_tree(scratch)
+        name = podfile.release_name(comfyui.version, comfyui.digest)
+        files.write_atomic(tree / MARK, describe(tree, name).encode(), durable=False)
         python_environment.compile_tree(tree, python, building, console)
 
     return build

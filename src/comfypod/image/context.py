@@ -110,8 +110,9 @@ def _list(packages: Iterable[Package]) -> str:
 def _facts(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
     lock = recipe.lock
     tree = TreeFacts(
-        f"ComfyUI {lock.comfyui.version}", made.COMFYUI, lock.comfyui.digest, _in_build("comfyui", lock.comfyui.sources)
-    )
+        f"ComfyUI {lock.comfyui.version}", made.COMFYUI, lock.comfyui.digest,
+        _in_build("comfyui", lock.comfyui.sources), podfile.release_name(lock.comfyui.version, lock.comfyui.digest),
+    )  # fmt: skip
     yield f"{LOCKED}/comfyui/facts.json", _json(tree)
     for node in recipe.nodes:
         name = f"node-{node.name}"

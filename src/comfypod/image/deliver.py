@@ -19,6 +19,7 @@ from comfypod.image.sbom import with_system
 from comfypod.lock.sources import index_url, obtain
 from comfypod.log import Console
 from comfypod.manifest.values import GitSource, Source
+from comfypod.workspace.release import MARK, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,13 +29,17 @@ _LARGE = 256 * 1024
 USER_ID = 1000
 
 
-class TreeFacts(msgspec.Struct, frozen=True):
-    """A tree to fetch: what to call it, where it goes, its digest (empty: its commit), where it may come from."""
+class TreeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tree to fetch: what to call it, where it goes, its digest (empty: its commit), where it may come from.
+
+    ComfyUI's has a `release`: boot compares volumes with the digests of its files, which are taken here.
+    """
 
     item: str
     target: str
     digest: str
     sources: tuple[Source, ...]
+    release: str = ""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -92,6 +97,8 @@ def _tree(options: argparse.Namespace, console: Console) -> None:
             facts.sources, place, digest=facts.digest or None, base=Path("/"), scratch=scratch,
             index=index_url(os.environ), console=console,
         )  # fmt: skip
+        if facts.release:
+            (place / MARK).write_bytes(describe(place, facts.release).encode())
         if options.large is not None:
             with staging(options.large, unchecked=False) as aside:
                 _set_large_aside(staged, aside)

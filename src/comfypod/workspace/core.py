@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import files
@@ -17,8 +18,8 @@ from comfypod.workspace.switch import Image, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from comfypod.podfile import PodFile
     from comfypod.workspace.layout import Layout
     from comfypod.workspace.plan import Plan, Volume
 
@@ -43,6 +44,11 @@ class Core:
     def version(self) -> str:
         """ComfyUI's version."""
         return self.release.rpartition("-")[0]
+
+
+def image_of(pod: PodFile) -> Image:
+    """Return what an image or the host's store brings."""
+    return Image(pod.release, Path(pod.comfyui_path), pod.environment_key)
 
 
 def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, network: bool) -> tuple[Plan, Volume]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comfypod import files
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Action = Literal["seed", "keep", "upgrade", "return", "repair", "convert", "image"]
 ATTEMPTS = 3
+_MOUNTS = Path("/proc/self/mountinfo")
 # Copies of thousands of small files take minutes there, and so does each start from them.
 _NETWORK = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3",
@@ -89,7 +91,7 @@ def decide(volume: Volume, wanted: str, *, persist: str, upgrade: str, network: 
         return Plan("seed", wanted, mode, "there is no ComfyUI yet")
     if here.name == target:
         return _stay(volume, here, wanted, mode, reason)
-    if target == volume.kept and here.mode == "move":
+    if target == volume.kept and mode == "move":
         return Plan("return", target, "move", reason or f"the image brings {target}, which is kept here")
     return Plan("upgrade", target, mode, f"the image brings {target} in the place of {here.name}")
 
@@ -114,6 +116,14 @@ def _stay(volume: Volume, here: Release, wanted: str, mode: Mode, reason: str) -
     if mode != here.mode:
         return Plan("convert", wanted, mode, f"its core becomes {'links' if mode == 'link' else 'files'}")
     return Plan("repair", wanted, mode, f"missing: {', '.join(volume.missing[:5])}")
+
+
+def mount_table(path: Path = _MOUNTS) -> str:
+    """Return this process's table of mounts (proc(5)), nothing where there is none to be read."""
+    try:
+        return path.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return ""
 
 
 def is_network(layout: Layout, mounts: str) -> bool:

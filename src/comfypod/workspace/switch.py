@@ -52,8 +52,11 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
     seeds = _seeds(layout, releases.pristine(image.tree, image.release), old, plan)
     if plan.mode == "move":
         _ensure_room(layout, image.tree, tops)
-    keeps = old is not None and old.mode == "move" and plan.action == "upgrade"
+    keeps = old is not None and old.mode == plan.mode == "move" and plan.action == "upgrade"
     previous = old.name if keeps and old is not None else volume.kept
+    if previous == plan.release:
+        previous = ""
+    _make_way(layout, old)
     after = _after(layout, image, plan, previous, attempts=1 if keeps else 0)
     with _undone_on_error(layout):
         journal.begin(layout, Transaction(plan.action, (), after))
@@ -77,7 +80,9 @@ def go_back(layout: Layout, image: Image, plan: Plan, volume: Volume) -> None:
         OSError: the disk failed.
     """
     assert volume.here is not None  # noqa: S101 - planned so
-    after = _after(layout, image, plan, volume.here.name, attempts=0)
+    _make_way(layout, volume.here)
+    previous = volume.here.name if volume.here.mode == "move" else ""
+    after = _after(layout, image, plan, previous, attempts=0)
     journal.commit(layout, Transaction(plan.action, tuple(_return(layout, volume)), after), copied=False)
 
 
@@ -148,6 +153,12 @@ def _moves(
             yield Move(_staged(layout, name), f"{here}/{name}")
 
 
+def _make_way(layout: Layout, old: Release | None) -> None:
+    """Drop what is kept under the name of the release that is here, as it will be put there itself."""
+    if old is not None and (layout.releases / old.name).is_dir():
+        _drop(layout, old.name)
+
+
 def _way_out(layout: Layout, old: Release, name: str) -> str:
     """Return where an entry of the old core goes: links are ours to delete, files are kept."""
     if old.mode == "move":
@@ -167,7 +178,7 @@ def _return(layout: Layout, volume: Volume) -> Iterator[Move]:
     for name in sorted({*old.entries, *back.entries}):
         place = layout.comfyui / name
         if name in old.entries:
-            yield Move(f"{here}/{name}", _name(layout, layout.releases / old.name / name))
+            yield Move(f"{here}/{name}", _way_out(layout, old, name))
         elif os.path.lexists(place):
             yield Move(f"{here}/{name}", _name(layout, free_name(layout.edits / back.name / name)))
         if name in back.entries:

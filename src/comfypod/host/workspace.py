@@ -1,0 +1,263 @@
+"""`comfypod workspace`: what a volume holds, what a boot would do with it, and the ways forward and back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from comfypod import files, podfile
+from comfypod.boot import identity
+from comfypod.errors import HostError, IntegrityError, Problem, StorageError
+from comfypod.host.startable import held
+from comfypod.log import human_bytes
+from comfypod.result import Result
+from comfypod.settings import resolve
+from comfypod.workspace import core, journal, run, state
+from comfypod.workspace import plan as plans
+from comfypod.workspace import release as releases
+from comfypod.workspace.switch import Image
+
+if TYPE_CHECKING:
+    from comfypod.log import Console
+    from comfypod.settings import Settings
+    from comfypod.workspace.layout import Layout
+    from comfypod.workspace.plan import Plan, Volume
+
+_SHOWN = 20
+
+
+def status(layout: Layout) -> Result:
+    """Show what a workspace holds. Nothing is changed.
+
+    Raises:
+        StorageError: it is not there, cannot be read, or a newer comfypod wrote it.
+    """
+    _ensure_there(layout)
+    try:
+        found, volume, left = state.read(layout.state), plans.look(layout), files.room(layout.root)
+    except OSError as error:
+        raise files.storage_error(error, f"cannot read {layout.root}") from error
+    here, open_ = volume.here, journal.read(layout)
+    data: dict[str, Any] = {
+        "path": str(layout.root),
+        "release": here.name if here else "",
+        "version": here.version if here else "",
+        "persist": here.mode if here else "",
+        "previous": volume.kept,
+        "stays": volume.choice.reason if volume.choice else "",
+        "environment": found.environment if found else "",
+        "attempts": found.attempts if found else 0,
+        "writer": found.writer if found else "",
+        "schema": found.schema if found else 0,
+        "unfinished": open_.action if open_ else "",
+        "edits": _edits(layout),
+        "free_bytes": left.bytes,
+        "free_inodes": left.inodes,
+        "running": run.running(layout.run_record) is not None,
+    }
+    return Result("workspace status", data, _status_text(data, volume))
+
+
+def plan(layout: Layout) -> Result:
+    """Say exactly what a boot would do with the core. Nothing is changed.
+
+    Raises:
+        HostError: it is not known which image would boot.
+        StorageError: the workspace cannot be used.
+    """
+    image, settings = _image(layout), _settings(layout)
+    open_ = journal.read(layout)
+    if open_ is not None and open_.staged:
+        left = f"{len(open_.moves)} names are left"
+        text = f"finish: the {open_.action} to {open_.after.release} that was interrupted; {left}"
+        return Result("workspace plan", {"action": "finish", "release": open_.after.release, "edits": []}, text)
+    decided, volume = _decide(layout, image, settings)
+    edits = _edited(layout, decided, volume)
+    data = {**asdict(decided), "from": volume.here.name if volume.here else "", "edits": list(edits)}
+    lines = [f"{decided.action}: ComfyUI {decided.release} as {_kind(decided)}; {decided.reason}"]
+    if decided.action == "upgrade" and volume.here is not None and volume.here.mode == "move":
+        lines.append(f"  {volume.here.name} is kept for `comfypod workspace rollback`")
+        lines += [f"  {volume.kept} is kept no longer"] if volume.kept else []
+    lines += [f"  set aside: {name}" for name in edits[:_SHOWN]]
+    lines += [f"  and {len(edits) - _SHOWN} more"] if len(edits) > _SHOWN else []
+    return Result("workspace plan", data, "\n".join(lines))
+
+
+def upgrade(layout: Layout, console: Console) -> Result:
+    """Take the image's release, also where a rollback or COMFYPOD_UPGRADE=keep held another one.
+
+    Raises:
+        HostError: it is not known which image it is.
+        StorageError: the workspace cannot be used, or has too little room.
+    """
+    _become_owner(layout)
+    image = _image(layout)
+    if run.running(layout.run_record) is not None:
+        _write_choice(layout, None)
+        text = f"the next start takes {image.release}, unless COMFYPOD_UPGRADE=keep"
+        return Result("workspace upgrade", {"release": image.release, "done": False}, text)
+    _ensure_there(layout)
+    with held(layout), console.progress("ComfyUI") as advance:
+        _write_choice(layout, None)
+        found = core.bring(
+            layout, image, persist=_settings(layout).persist, upgrade="auto", network=_network(layout), advance=advance
+        )
+    return _changed("workspace upgrade", found)
+
+
+def rollback(layout: Layout) -> Result:
+    """Go back to the release that is kept, and stay there until the image brings yet another one.
+
+    Raises:
+        StorageError: there is none to go back to, or the disk failed.
+    """
+    _ensure_there(layout)
+    _become_owner(layout)
+    volume = plans.look(layout)
+    if volume.here is None or not volume.kept:
+        raise StorageError(
+            f"{layout.root} keeps no release to go back to", "`comfypod workspace status` shows what it has"
+        )
+    reason = f"`comfypod workspace rollback` left {volume.here.name}"
+    if run.running(layout.run_record) is not None:
+        _write_choice(layout, plans.Choice(volume.kept, volume.here.name, reason))
+        text = f"the next start goes back to {volume.kept}; stop and start the pod"
+        return Result("workspace rollback", {"release": volume.kept, "done": False}, text)
+    image = Image(volume.here.name, layout.comfyui, _environment(layout))
+    with held(layout):
+        return _changed("workspace rollback", core.go_back(layout, image, reason))
+
+
+def verify(layout: Layout) -> Result:
+    """Compare the core on the volume with its release, file by file; exit code 6 where they differ.
+
+    Raises:
+        StorageError: there is no release of comfypod's, or it cannot be read.
+    """
+    _ensure_there(layout)
+    here = releases.read(layout.comfyui)
+    if here is None:
+        raise StorageError(
+            f"{layout.comfyui} is no release of comfypod's", "`comfypod workspace status` shows what is there"
+        )
+    try:
+        found = releases.changes(here, layout.comfyui)
+    except OSError as error:
+        raise files.storage_error(error, f"cannot read {layout.comfyui}") from error
+    data = {
+        "release": here.name,
+        "files": len(here.files),
+        **{name: list(each) for name, each in asdict(found).items()},
+    }
+    if found == releases.Changes():
+        return Result("workspace verify", data, f"the core is {here.name}, unchanged")
+    rows = [f"  {word}: {name}" for word in ("missing", "edited", "added") for name in getattr(found, word)]
+    message = f"the core differs from {here.name} in {len(rows)} files"
+    problem = Problem(IntegrityError.code, message, "`comfypod workspace upgrade` puts back what is missing")
+    return Result(
+        "workspace verify", data, "\n".join([message, *rows]), "partial", IntegrityError.exit_code, (problem,)
+    )
+
+
+def _changed(verb: str, found: core.Core) -> Result:
+    data = {"release": found.release, "action": found.plan.action, "done": True}
+    told = f"{found.plan.action}: ComfyUI {found.release}; {found.plan.reason}"
+    text = "\n".join([told, *(f"  {problem.message}; {problem.hint}" for problem in found.problems)])
+    failed = [problem for problem in found.problems if problem.code == StorageError.code]
+    code = StorageError.exit_code if failed else 0
+    return Result(verb, data, text, "error" if failed else "success", code, tuple(found.problems))
+
+
+def _image(layout: Layout) -> Image:
+    path = podfile.find() or (layout.pod_file if layout.pod_file.is_file() else None)
+    if path is None:
+        raise HostError(
+            f"nothing says which ComfyUI would boot on {layout.root}",
+            "run it inside the pod (`docker exec NAME comfypod workspace ...`), or `comfypod up` once",
+        )
+    return core.image_of(podfile.load(path))
+
+
+def _settings(layout: Layout) -> Settings:
+    path = podfile.find() or (layout.pod_file if layout.pod_file.is_file() else None)
+    built = podfile.load(path).settings if path is not None else {}
+    return resolve({**built, "workspace": str(layout.root)}, os.environ, {"workspace": str(layout.root)})
+
+
+def _decide(layout: Layout, image: Image, settings: Settings) -> tuple[Plan, Volume]:
+    try:
+        return core.plan_for(
+            layout, image, persist=settings.persist, upgrade=settings.upgrade, network=_network(layout)
+        )
+    except OSError as error:
+        raise files.storage_error(error, f"cannot read {layout.root}") from error
+
+
+def _network(layout: Layout) -> bool:
+    return plans.is_network(layout, plans.mount_table())
+
+
+def _edited(layout: Layout, decided: Plan, volume: Volume) -> tuple[str, ...]:
+    """Return the user's changes of the core that leave with it."""
+    if volume.here is None or decided.action not in ("upgrade", "return", "convert"):
+        return ()
+    return releases.changes(volume.here, layout.comfyui).users
+
+
+def _edits(layout: Layout) -> list[str]:
+    try:
+        return sorted(str(path) for path in layout.edits.iterdir())
+    except OSError:
+        return []
+
+
+def _environment(layout: Layout) -> str:
+    found = state.read(layout.state)
+    return found.environment if found is not None else ""
+
+
+def _write_choice(layout: Layout, choice: plans.Choice | None) -> None:
+    try:
+        plans.write_choice(layout, choice)
+    except OSError as error:
+        raise files.storage_error(error, f"cannot write {layout.choice}") from error
+
+
+def _ensure_there(layout: Layout) -> None:
+    if not layout.records.is_dir():
+        raise StorageError(
+            f"{layout.root} is no workspace of comfypod's", "name another one with --workspace, or boot it once"
+        )
+
+
+def _become_owner(layout: Layout) -> None:
+    """Write as the owner of the workspace, so that `docker exec` as root leaves nothing of root's there."""
+    facts = layout.records.stat() if layout.records.is_dir() else None
+    if facts is not None and os.geteuid() == 0 and facts.st_uid != 0:
+        try:
+            identity.assume(facts.st_uid, facts.st_gid)
+        except OSError as error:
+            raise files.storage_error(error, f"cannot become the owner of {layout.records}") from error
+        identity.settle()
+
+
+def _kind(decided: Plan) -> str:
+    return "files" if decided.mode == "move" else "links to the image"
+
+
+def _status_text(data: dict[str, Any], volume: Volume) -> str:
+    here = f"{data['release']}, {'files' if data['persist'] == 'move' else 'links to the image'}"
+    if volume.here is None:
+        here = "none" if volume.bare else "a ComfyUI that comfypod did not put there; it is left as it is"
+    rows = [
+        ("workspace", f"{data['path']}, {human_bytes(data['free_bytes'])} free"),
+        ("core", here),
+        ("kept", data["previous"] or "no release to go back to"),
+        ("stays", data["stays"]),
+        ("unfinished", data["unfinished"] and f"{data['unfinished']}; the next boot finishes or undoes it"),
+        ("trial", data["attempts"] and f"{data['attempts']} boots without ComfyUI being ready"),
+        ("written by", data["writer"] and f"comfypod {data['writer']}, schema {data['schema']}"),
+        ("set aside", ", ".join(data["edits"])),
+    ]
+    return "\n".join(f"{name:<12}{text}" for name, text in rows if text)
