@@ -173,16 +173,19 @@ def open_plain(path: Path, flags: int, mode: int = 0o644) -> int:
     raise OSError(errno.EINVAL, "it is not a plain file", str(path))
 
 
-def read_small(path: Path) -> bytes:
-    """Read a record or a settings file.
+def read_small(path: Path, limit: int = _LONGEST_RECORD) -> bytes:
+    """Read a record or a settings file in as few calls as there can be.
 
     Raises:
-        OSError: it is no plain file (EINVAL), larger than 1 MiB (EFBIG), or cannot be read.
+        OSError: it is no plain file (EINVAL), larger than `limit` bytes (EFBIG), or cannot be read.
     """
-    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as source:
-        data = source.read(_LONGEST_RECORD + 1)
-    if len(data) > _LONGEST_RECORD:
-        raise OSError(errno.EFBIG, "it is larger than 1 MiB", str(path))
+    handle = open_plain(path, os.O_RDONLY)
+    try:
+        data = os.read(handle, limit + 1)
+    finally:
+        os.close(handle)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB", str(path))
     return data
 
 

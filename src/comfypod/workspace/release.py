@@ -17,7 +17,7 @@ Mode = Literal["move", "link"]
 MARK = ".comfypod-release.json"
 USER_FOLDERS = ("custom_nodes", "input", "models", "output", "user")
 _LINK = "-> "
-_LIMIT = 1 << 26
+_LIMIT = 1 << 24
 _DERIVED = frozenset({"__pycache__"})
 
 
@@ -75,8 +75,7 @@ def describe(root: Path, name: str) -> Release:
 def read(root: Path) -> Release | None:
     """Return the release that the mark in a folder names; None where there is no mark that can be believed."""
     try:
-        with os.fdopen(files.open_plain(root / MARK, os.O_RDONLY), "rb") as source:
-            body: Any = json.loads(source.read(_LIMIT).decode("utf-8", "surrogateescape"))
+        body: Any = json.loads(files.read_small(root / MARK, _LIMIT).decode("utf-8", "surrogateescape"))
         release = Release(body["release"], tuple(body["entries"]), body["files"], body["mode"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -63,12 +63,13 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
         staged = _stage(layout, image, new, tops, seeds, advance)
         if keeps:
             database.keep(layout)
-    moves = list(_moves(layout, image, plan, old, new, tops))
-    moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in seeds]
+    if layout.comfyui.exists():
+        moves = list(_moves(layout, image, plan, old, new, tops))
+        moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in seeds]
+    else:
+        moves = [Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name)]
     if keeps and old is not None:
         moves += database.kept_moves(layout, old.name)
-    if not layout.comfyui.exists():
-        moves = [Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name)]
     journal.commit(layout, Transaction(plan.action, tuple(moves), after), copied=plan.mode == "move" or bool(seeds))
     return staged
 
@@ -196,11 +197,14 @@ def _seeds(layout: Layout, new: Release, old: Release | None, plan: Plan) -> lis
     known = set(old.seeds) if old is not None else set()
     if old is not None and old.mode == "link":
         return []
-    names = [name for name in new.seeds if name not in known and not os.path.lexists(layout.comfyui / name)]
+    names = [name for name in new.seeds if name not in known]
     if plan.mode == "link":
         names = [name for name in names if name.partition("/")[0] in _SMALL_SEEDS]
+    if not layout.comfyui.exists():
+        return names
     ours = {top for top in USER_FOLDERS if _is_ours(layout, layout.comfyui / top)}
-    return [name for name in names if name.partition("/")[0] in ours and _free(layout, name)]
+    names = [name for name in names if name.partition("/")[0] in ours and _free(layout, name)]
+    return [name for name in names if not os.path.lexists(layout.comfyui / name)]
 
 
 def _is_ours(layout: Layout, folder: Path) -> bool:

@@ -24,6 +24,7 @@ _USERS = (
     "input/example.png", "output/a.png", "user/default/mine.json", "notes.txt", "extra_2/mine.py", "top_3.py",
     "comfy/mine.py", "comfy/ldm/model.py", "main.py", "comfyui_version.py", "extra_1/code.py", "link.py",
 )  # fmt: skip
+_CORE = ("comfy", "main.py", "comfyui_version.py", "extra_1")
 
 
 class Anything(RuleBasedStateMachine):
@@ -65,6 +66,11 @@ class Anything(RuleBasedStateMachine):
             self.written = {text: place for text, place in self.written.items() if text != before}
         self.volume.write(name, f"mine {self.count}")
         self.written[f"mine {self.count}"] = name
+
+    @rule(name=st.sampled_from([name for name in _USERS if name.partition("/")[0] in _CORE]), number=_RELEASES)
+    def edit_the_core_and_boot(self, name: str, number: str) -> None:
+        self.write(name)
+        self.boot(number)
 
     @rule()
     def roll_back(self) -> None:
@@ -127,5 +133,5 @@ def _is_ours(path: Path) -> bool:
 
 TestAnything = pytest.mark.slow(Anything.TestCase)
 TestAnything.settings = settings(
-    max_examples=120, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
