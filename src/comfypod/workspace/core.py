@@ -62,6 +62,12 @@ def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, networ
     found = state.read(layout.state)
     volume = plans.look(layout)
     plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
+    if (
+        plan.action == "keep"
+        and plan.mode == "link"
+        and not switch.leads(layout.comfyui / "main.py", image.tree / "main.py")
+    ):
+        return replace(plan, action="convert", reason="its links lead elsewhere"), volume
     choice = plans.after_attempts(plan, volume, found.attempts if found is not None else 0)
     if choice is None:
         return plan, volume

@@ -144,7 +144,7 @@ def _moves(
     outgoing = old.entries if old is not None and plan.action != "repair" else ()
     for name in sorted({*outgoing, *tops}):
         place = layout.comfyui / name
-        if new.mode == "link" and name in tops and name != MARK and _leads(place, image.tree / name):
+        if new.mode == "link" and name in tops and name != MARK and leads(place, image.tree / name):
             continue
         if name in outgoing and old is not None:
             yield Move(f"{here}/{name}", _way_out(layout, old, name))
@@ -223,7 +223,8 @@ def _free(layout: Layout, name: str) -> bool:
     return plain and (not there or os.access(there[-1], os.W_OK | os.X_OK))
 
 
-def _leads(link: Path, target: Path) -> bool:
+def leads(link: Path, target: Path) -> bool:
+    """Whether a name is a link to exactly this target."""
     try:
         return link.readlink() == target
     except OSError:

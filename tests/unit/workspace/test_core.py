@@ -266,6 +266,17 @@ def test_links_that_lead_right_already_are_left_as_they_are(volume: Volume, one:
     assert not os.path.lexists(volume.layout.comfyui / "top_1.py")
 
 
+def test_links_that_lead_elsewhere_are_renewed(volume: Volume, one: Image, tmp_path: Path) -> None:
+    """The same volume in a container and on a host, or a store that has moved."""
+    volume.persist = "link"
+    volume.boot(one)
+    one.tree.rename(tmp_path / "moved")
+    got = volume.boot(Image(one.release, tmp_path / "moved", ""))
+    assert (got.plan.action, got.plan.reason) == ("convert", "its links lead elsewhere")
+    assert (volume.layout.comfyui / "comfy").readlink() == tmp_path / "moved" / "comfy"
+    assert volume.boot(Image(one.release, tmp_path / "moved", "")).plan.action == "keep"
+
+
 def test_a_users_file_in_the_place_of_a_link_is_kept(volume: Volume, one: Image, two: Image) -> None:
     volume.persist = "link"
     volume.boot(one)
