@@ -14,7 +14,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # A network volume answers several calls at a time; a local disk is as fast with one.
 _THREADS = 4
@@ -31,19 +31,15 @@ class Job:
     target: str
 
 
-def copy_tree(
-    source: Path, target: Path, done: Callable[[int], None] | None = None, *, without: Collection[str] = ()
-) -> int:
+def copy_tree(source: Path, target: Path) -> int:
     """Copy a tree into the new folder `target`; return the bytes copied.
 
     Times are kept (bytecode is judged by them), owners are not. Nothing is durable until the file system is synced.
-    `done` is told the bytes so far now and then, and may raise to stop. `without` are folders and links to folders
-    that are left out, relative.
     """
-    return copy_files(list(make_folders(source, target, without)), done)
+    return copy_files(list(make_folders(source, target)))
 
 
-def make_folders(source: Path, target: Path, without: Collection[str] = ()) -> Iterator[Job]:
+def make_folders(source: Path, target: Path) -> Iterator[Job]:
     """Make the folders and links of a tree in the new folder `target`; yield its files."""
     os.stat(source)
     os.mkdir(target)
@@ -55,8 +51,6 @@ def make_folders(source: Path, target: Path, without: Collection[str] = ()) -> I
         for entry in entries:
             name = os.path.join(base, entry.name)
             place = os.path.join(target, name)
-            if name in without:
-                continue
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), place)
             elif entry.is_dir():
@@ -67,7 +61,7 @@ def make_folders(source: Path, target: Path, without: Collection[str] = ()) -> I
 
 
 def copy_files(jobs: Iterable[Job], done: Callable[[int], None] | None = None) -> int:
-    """Copy files; return the bytes copied. `done` is called in this thread with the bytes so far.
+    """Copy files; return the bytes copied. `done` is told the bytes so far in this thread, and may raise to stop.
 
     Raises:
         OSError: a file cannot be copied; it names the target. What was copied stays.

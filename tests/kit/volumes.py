@@ -50,10 +50,11 @@ class Volume:
     def boot(self, image: Image) -> core.Core:
         """Do what boot does with the core."""
         self.layout.records.mkdir(parents=True, exist_ok=True)
-        return core.bring(
+        found = core.bring(
             self.layout, image, persist=self.persist, upgrade=self.upgrade, network=self.network,
             advance=lambda _: None,
         )  # fmt: skip
+        return core.count(self.layout, found)
 
     def write(self, name: str, text: str = "mine") -> Path:
         """Write a file below `ComfyUI`, as a user or a node does."""

@@ -75,10 +75,27 @@ def _upgrade(folder: Path) -> Change:
     return Change(volume, lambda each: each.boot(two), two)
 
 
+def _upgrade_with_names_missing(folder: Path) -> Change:
+    change = _upgrade(folder)
+    (change.volume.layout.comfyui / "main.py").unlink()
+    shutil.rmtree(change.volume.layout.comfyui / "alembic_db")
+    return change
+
+
 def _second_upgrade(folder: Path) -> Change:
     """The release before the last goes, what a user had changed in it does not."""
     change = _upgrade(folder)
     change.volume.boot(image(folder, "2"))
+    core.settle(change.volume.layout)
+    three = image(folder, "3")
+    return Change(change.volume, lambda each: each.boot(three), three)
+
+
+def _upgrade_on_trial(folder: Path) -> Change:
+    """A release that has never been ready goes, the one before it is still kept."""
+    change = _upgrade(folder)
+    change.volume.boot(image(folder, "2"))
+    change.volume.write("comfyui_version.py", "edited in two")
     three = image(folder, "3")
     return Change(change.volume, lambda each: each.boot(three), three)
 
@@ -94,7 +111,12 @@ def _rollback(folder: Path) -> Change:
     change = _upgrade(folder)
     two = image(folder, "2")
     change.volume.boot(two)
-    return Change(change.volume, lambda each: core.go_back(each.layout, two, "asked for"), two, asked=True)
+    return Change(
+        change.volume,
+        lambda each: core.go_back(each.layout, two.release, two.environment, "asked for"),
+        two,
+        asked=True,
+    )
 
 
 def _repair(folder: Path) -> Change:
@@ -124,7 +146,9 @@ _CHANGES = {
     "first run": _first_run,
     "first run, links": _first_run_with_links,
     "upgrade": _upgrade,
+    "upgrade, names missing": _upgrade_with_names_missing,
     "second upgrade": _second_upgrade,
+    "upgrade while on trial": _upgrade_on_trial,
     "back to the image before": _back_to_the_image_before,
     "rollback": _rollback,
     "repair": _repair,

@@ -22,8 +22,7 @@ def test_a_copy_keeps_times_links_and_exec_bits_and_can_be_written(tmp_path: Pat
     (source / "dangling").symlink_to("/no/such/place")
     (source / "folder").symlink_to("bin")
     os.utime(source / "data", ns=(1_000_000_007, 2_000_000_009))
-    told = list[int]()
-    assert copying.copy_tree(source, tmp_path / "copy", told.append) == 8
+    assert copying.copy_tree(source, tmp_path / "copy") == 8
     copy = tmp_path / "copy"
     assert files.tree_facts(copy) == files.tree_facts(source)
     assert (copy / "data").stat().st_mtime_ns == 2_000_000_009
@@ -33,8 +32,6 @@ def test_a_copy_keeps_times_links_and_exec_bits_and_can_be_written(tmp_path: Pat
     assert [(copy / name).readlink().as_posix() for name in ("link", "dangling", "folder")] == [
         "data", "/no/such/place", "bin",
     ]  # fmt: skip
-    assert told == sorted(told)
-    assert told[-1] == 8
 
 
 def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
@@ -44,7 +41,7 @@ def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        copying.copy_tree(source, tmp_path / "copy", stop)
+        copying.copy_files(list(copying.make_folders(source, tmp_path / "copy")), stop)
     assert len(contents(tmp_path / "copy")) < 1000
 
 

@@ -24,7 +24,7 @@ from comfypod.files import FolderLock, storage_error
 from comfypod.ports import connect_host, http_url
 from comfypod.result import Result, failure
 from comfypod.workspace import run
-from comfypod.workspace.core import forgive, go_back, image_of, settle
+from comfypod.workspace.core import forgive, go_back, settle
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Supervisor:
         self._record()
         log = LogFile(self._layout.logs / "boot.log")
         self._logs.append(log)
-        self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode()))
+        self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode("utf-8", "backslashreplace")))
 
     def _start_services(self) -> None:
         self._start_comfyui()
@@ -211,7 +211,7 @@ class Supervisor:
         """Take back an upgrade whose ComfyUI does not start."""
         context, reason = self._context, sentence(failed)
         try:
-            core = await asyncio.to_thread(go_back, self._layout, image_of(self._pod), reason)
+            core = await asyncio.to_thread(go_back, self._layout, self._pod.release, self._pod.environment_key, reason)
         except ComfypodError as error:
             self._given_up(failed, final=True)
             self._report(Problem(error.code, error.message, error.hint))
@@ -222,8 +222,10 @@ class Supervisor:
                 "see what it said with `comfypod logs comfyui`; `comfypod workspace upgrade` tries it again",
             )
         )  # fmt: skip
+        for problem in core.problems:
+            self._report(problem)
         context.core = core
-        self.health.workspace |= {"release": core.release, "version": core.version}
+        self.health.workspace |= {"release": core.release, "version": core.version, "persist": "move"}
         self.health.services.remove(failed)
         if not self._stop.is_set():
             self._start_comfyui()

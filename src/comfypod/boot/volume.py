@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ from comfypod.boot.context import StageCancelledError
 from comfypod.errors import BusyError, Problem
 from comfypod.log import human_bytes
 from comfypod.workspace import link, run, state
-from comfypod.workspace.core import Core, bring, image_of
-from comfypod.workspace.plan import is_network, mount_table
+from comfypod.workspace.core import Core, bring, count, image_of
+from comfypod.workspace.plan import is_network, mount_table, unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +30,7 @@ def prepare_workspace(context: Context, view: StageView) -> str:
         state.read(layout.state)
         _take(context)
         _warn(context)
-        core = context.core = _bring(context, view)
+        core = context.core = count(layout, _bring(context, view))
         context.token, context.token_made = _token(context)
         linked = _link(context)
     except OSError as error:
@@ -84,14 +83,10 @@ def _mounts(context: Context) -> list[str] | None:
     root, table = str(context.layout.root.resolve()), mount_table(context.surroundings.mounts)
     if not table:
         return None
-    points = {_unescaped(line.split(" ")[4]) for line in table.splitlines()}
+    points = {unescaped(line.split(" ")[4]) for line in table.splitlines()}
     if any(point != "/" and f"{root}/".startswith(f"{point}/") for point in points):
         return None
     return sorted(point for point in points if point.startswith(f"{root}/"))
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def _token(context: Context) -> tuple[str, bool]:

@@ -35,10 +35,11 @@ def status(layout: Layout) -> Result:
     """
     _ensure_there(layout)
     try:
-        found, volume, left = state.read(layout.state), plans.look(layout), files.room(layout.root)
+        found, open_, left = state.read(layout.state), journal.read(layout), files.room(layout.root)
     except OSError as error:
         raise files.storage_error(error, f"cannot read {layout.root}") from error
-    here, open_ = volume.here, journal.read(layout)
+    volume = _looked(layout)
+    here = volume.here
     data: dict[str, Any] = {
         "path": str(layout.root),
         "release": here.name if here else "",
@@ -76,9 +77,9 @@ def plan(layout: Layout) -> Result:
     edits = _edited(layout, decided, volume)
     data = {**asdict(decided), "from": volume.here.name if volume.here else "", "edits": list(edits)}
     lines = [f"{decided.action}: ComfyUI {decided.release} as {_kind(decided)}; {decided.reason}"]
-    if decided.action == "upgrade" and volume.here is not None and volume.here.mode == "move":
+    if plans.keeps(decided, volume) and volume.here is not None:
         lines.append(f"  {volume.here.name} is kept for `comfypod workspace rollback`")
-        lines += [f"  {volume.kept} is kept no longer"] if volume.kept else []
+        lines += [f"  {volume.kept} is kept no longer"] if volume.kept not in ("", decided.release) else []
     lines += [f"  set aside: {name}" for name in edits[:_SHOWN]]
     lines += [f"  and {len(edits) - _SHOWN} more"] if len(edits) > _SHOWN else []
     return Result("workspace plan", data, "\n".join(lines))
@@ -93,6 +94,7 @@ def upgrade(layout: Layout, console: Console) -> Result:
     """
     _become_owner(layout)
     image = _image(layout)
+    state.read(layout.state)
     if run.running(layout.run_record) is not None:
         _write_choice(layout, None)
         text = f"the next start takes {image.release}, unless COMFYPOD_UPGRADE=keep"
@@ -100,6 +102,7 @@ def upgrade(layout: Layout, console: Console) -> Result:
     _ensure_there(layout)
     with held(layout), console.progress("ComfyUI") as advance:
         _write_choice(layout, None)
+        _retry(layout)
         found = core.bring(
             layout, image, persist=_settings(layout).persist, upgrade="auto", network=_network(layout), advance=advance
         )
@@ -114,19 +117,18 @@ def rollback(layout: Layout) -> Result:
     """
     _ensure_there(layout)
     _become_owner(layout)
-    volume = plans.look(layout)
-    if volume.here is None or not volume.kept:
-        raise StorageError(
-            f"{layout.root} keeps no release to go back to", "`comfypod workspace status` shows what it has"
-        )
-    reason = f"`comfypod workspace rollback` left {volume.here.name}"
-    if run.running(layout.run_record) is not None:
-        _write_choice(layout, plans.Choice(volume.kept, volume.here.name, reason))
-        text = f"the next start goes back to {volume.kept}; stop and start the pod"
-        return Result("workspace rollback", {"release": volume.kept, "done": False}, text)
-    image = Image(volume.here.name, layout.comfyui, _environment(layout))
-    with held(layout):
-        return _changed("workspace rollback", core.go_back(layout, image, reason))
+    state.read(layout.state)
+    if run.running(layout.run_record) is None:
+        with held(layout):
+            left = _brought(layout)
+            reason = f"`comfypod workspace rollback` left {left}"
+            return _changed("workspace rollback", core.go_back(layout, left, _environment(layout), reason))
+    volume = _looked(layout)
+    core.ensure_way_back(layout, volume)
+    left = _brought(layout)
+    _write_choice(layout, plans.Choice(volume.kept, left, f"`comfypod workspace rollback` left {left}"))
+    text = f"the next start goes back to {volume.kept}; stop and start the pod"
+    return Result("workspace rollback", {"release": volume.kept, "done": False}, text)
 
 
 def verify(layout: Layout) -> Result:
@@ -154,14 +156,18 @@ def verify(layout: Layout) -> Result:
         return Result("workspace verify", data, f"the core is {here.name}, unchanged")
     rows = [f"  {word}: {name}" for word in ("missing", "edited", "added") for name in getattr(found, word)]
     message = f"the core differs from {here.name} in {len(rows)} files"
-    problem = Problem(IntegrityError.code, message, "`comfypod workspace upgrade` puts back what is missing")
+    problem = Problem(
+        IntegrityError.code,
+        message,
+        "move away the name at the top of ComfyUI/ that it is in, and the next boot puts it back whole",
+    )
     return Result(
         "workspace verify", data, "\n".join([message, *rows]), "partial", IntegrityError.exit_code, (problem,)
     )
 
 
 def _changed(verb: str, found: core.Core) -> Result:
-    data = {"release": found.release, "action": found.plan.action, "done": True}
+    data = {"release": found.release, "action": found.plan.action, "done": found.plan.action != "image"}
     told = f"{found.plan.action}: ComfyUI {found.release}; {found.plan.reason}"
     text = "\n".join([told, *(f"  {problem.message}; {problem.hint}" for problem in found.problems)])
     failed = [problem for problem in found.problems if problem.code == StorageError.code]
@@ -179,6 +185,15 @@ def _image(layout: Layout) -> Image:
     return core.image_of(podfile.load(path))
 
 
+def _brought(layout: Layout) -> str:
+    """Return the release that the next boot brings, as far as that is known, else the one that is here."""
+    here = releases.read(layout.comfyui)
+    try:
+        return _image(layout).release
+    except HostError:
+        return here.name if here is not None else ""
+
+
 def _settings(layout: Layout) -> Settings:
     path = podfile.find() or (layout.pod_file if layout.pod_file.is_file() else None)
     built = podfile.load(path).settings if path is not None else {}
@@ -190,6 +205,13 @@ def _decide(layout: Layout, image: Image, settings: Settings) -> tuple[Plan, Vol
         return core.plan_for(
             layout, image, persist=settings.persist, upgrade=settings.upgrade, network=_network(layout)
         )
+    except OSError as error:
+        raise files.storage_error(error, f"cannot read {layout.root}") from error
+
+
+def _looked(layout: Layout) -> Volume:
+    try:
+        return plans.look(layout)
     except OSError as error:
         raise files.storage_error(error, f"cannot read {layout.root}") from error
 
@@ -222,6 +244,13 @@ def _write_choice(layout: Layout, choice: plans.Choice | None) -> None:
         plans.write_choice(layout, choice)
     except OSError as error:
         raise files.storage_error(error, f"cannot write {layout.choice}") from error
+
+
+def _retry(layout: Layout) -> None:
+    try:
+        core.retry(layout)
+    except OSError as error:
+        raise files.storage_error(error, f"cannot write {layout.state}") from error
 
 
 def _ensure_there(layout: Layout) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from comfypod.errors import InstallError, Problem, StorageError
 from comfypod.workspace import journal, state, switch
 from comfypod.workspace import plan as plans
 from comfypod.workspace import release as releases
-from comfypod.workspace.release import USER_FOLDERS, Release
+from comfypod.workspace.release import USER_FOLDERS
 from comfypod.workspace.switch import Image, tidy
 
 if TYPE_CHECKING:
@@ -62,17 +63,14 @@ def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, networ
     found = state.read(layout.state)
     volume = plans.look(layout)
     plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
-    if (
-        plan.action == "keep"
-        and plan.mode == "link"
-        and not switch.leads(layout.comfyui / "main.py", image.tree / "main.py")
-    ):
+    links = plan.action == "keep" and plan.mode == "link"
+    if links and not switch.leads(layout.comfyui / "main.py", image.tree / "main.py"):
         return replace(plan, action="convert", reason="its links lead elsewhere"), volume
-    choice = plans.after_attempts(plan, volume, found.attempts if found is not None else 0)
-    if choice is None:
-        return plan, volume
-    volume = plans.with_choice(volume, choice)
-    return plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network), volume
+    attempts = found.attempts if found is not None else 0
+    if choice := plans.after_attempts(plan, volume, image.release, attempts):
+        volume = replace(volume, choice=choice)
+        plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
+    return plan, volume
 
 
 def bring(
@@ -91,18 +89,39 @@ def bring(
         raise InstallError(f"{image.tree} holds no ComfyUI", "run `comfypod up` again, or pull the image again")
     started = time.monotonic()
     try:
-        journal.recover(layout)
-        tidy(layout)
+        recover(layout)
     except OSError as error:
         if not layout.comfyui.is_dir():
             raise files.storage_error(error, f"cannot finish what was begun in {layout.root}") from error
         return _from_image(layout, image, _unfinished(error, layout))
     plan, volume = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
-    if volume.choice is not None and volume.choice.reason != _reason(layout):
-        plans.write_choice(layout, volume.choice)
     core = carry_out(layout, image, plan, volume, advance)
     make_user_folders(layout)
     return replace(core, seconds=time.monotonic() - started)
+
+
+def recover(layout: Layout) -> None:
+    """Finish or undo what a killed boot left open, and drop what is kept no longer.
+
+    Raises:
+        StorageError: a newer comfypod wrote the workspace.
+        OSError: the disk failed; the next call goes on.
+    """
+    state.read(layout.state)
+    for folder in (layout.releases, layout.edits, layout.staging):
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "a link stands where a folder is needed", str(folder))
+    journal.recover(layout)
+    tidied(layout)
+
+
+def tidied(layout: Layout) -> tuple[Problem, ...]:
+    """Drop what is kept no longer; return what is wrong with that, which is no reason not to start."""
+    try:
+        tidy(layout)
+    except OSError as error:
+        return (_problem(files.storage_error(error, f"cannot remove what {layout.releases} keeps no longer")),)
+    return ()
 
 
 def carry_out(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: Callable[[int], None]) -> Core:
@@ -111,40 +130,74 @@ def carry_out(layout: Layout, image: Image, plan: Plan, volume: Volume, advance:
     Raises:
         StorageError: an empty volume could not be seeded.
     """
-    if plan.action == "image":
-        _keep_state(layout, image, "")
-        return Core(plan, image.tree, layout.comfyui, image.release)
-    if plan.action == "keep":
-        now = _keep_state(layout, image, plan.release)
-        tree = image.tree if plan.mode == "link" else layout.comfyui
-        return Core(plan, tree, layout.comfyui, plan.release, trial=now.attempts > 0 and bool(volume.kept))
+    if plan.action in ("image", "keep"):
+        return _as_it_is(layout, image, plan, volume)
     try:
+        if volume.choice is not None and volume.choice != plans.read_choice(layout):
+            plans.write_choice(layout, volume.choice)
         core = _change(layout, image, plan, volume, advance)
-        tidy(layout)
+        core = replace(core, problems=(*core.problems, *tidied(layout)))
     except (OSError, StorageError) as error:
         told = error if isinstance(error, StorageError) else _failed(error, plan, layout)
         if plan.action == "seed":
             raise told from error
-        problem = Problem(told.code, told.message, told.hint)
-        return _from_image(layout, image, problem)
+        return _from_image(layout, image, _problem(told))
     return core
 
 
-def go_back(layout: Layout, image: Image, reason: str) -> Core:
-    """Put the kept release in the place of one that does not work, for good: this image does not bring it again.
+def go_back(layout: Layout, instead_of: str, environment: str, reason: str) -> Core:
+    """Put the kept release in the place of one that does not work; images that bring `instead_of` do not bring it back.
 
     Raises:
         StorageError: there is none to go back to, or the disk failed.
     """
-    volume = plans.look(layout)
-    if volume.here is None or volume.here.mode != "move" or not volume.kept:
-        raise StorageError(f"{layout.root} keeps no release to go back to", "`comfypod workspace status` shows them")
     try:
-        plans.write_choice(layout, plans.Choice(volume.kept, volume.here.name, reason))
-        plan, volume = plan_for(layout, image, persist="auto", upgrade="auto", network=False)
-        return carry_out(layout, image, plan, volume, lambda _: None)
+        recover(layout)
+        volume = plans.look(layout)
+        ensure_way_back(layout, volume)
+        plans.write_choice(layout, plans.Choice(volume.kept, instead_of, reason))
+        plan = plans.Plan("return", volume.kept, "move", reason)
+        problems = _told_edits(layout, plan, volume)
+        switch.go_back(layout, environment, plan, volume)
+        problems = (*problems, *tidied(layout))
     except OSError as error:
-        raise files.storage_error(error, f"cannot go back to {volume.kept}") from error
+        raise files.storage_error(error, f"cannot go back in {layout.comfyui}") from error
+    return Core(plan, layout.comfyui, layout.comfyui, plan.release, problems=problems)
+
+
+def ensure_way_back(layout: Layout, volume: Volume) -> None:
+    """Refuse to go back where nothing is kept.
+
+    Raises:
+        StorageError: there is no release to go back to.
+    """
+    if volume.here is None or not volume.kept:
+        hint = "with links the image before has it; `comfypod workspace status` shows what is kept"
+        raise StorageError(f"{layout.root} keeps no release to go back to", hint)
+
+
+def count(layout: Layout, core: Core) -> Core:
+    """Count this boot against an upgrade that is on trial, until `settle` or `forgive`."""
+    if not core.trial:
+        return core
+    found = state.read(layout.state)
+    if found is None:
+        return core
+    try:
+        state.write(layout.state, replace(found, attempts=found.attempts + 1))
+    except OSError as error:
+        return replace(core, problems=(*core.problems, _unwritten(error, layout)))
+    return core
+
+
+def retry(layout: Layout) -> None:
+    """Let an upgrade have all its attempts again.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if (found := state.read(layout.state)) is not None and found.attempts > 1:
+        state.write(layout.state, replace(found, attempts=1))
 
 
 def settle(layout: Layout) -> None:
@@ -175,19 +228,30 @@ def make_user_folders(layout: Layout) -> None:
             files.make_folder(folder)
 
 
+def _as_it_is(layout: Layout, image: Image, plan: Plan, volume: Volume) -> Core:
+    """Change nothing but the record of what holds, which is no reason not to start."""
+    found = state.read(layout.state)
+    release = plan.release if plan.action == "keep" else ""
+    attempts = found.attempts if found is not None and found.release == release else 0
+    problems: tuple[Problem, ...] = ()
+    try:
+        state.write(layout.state, state.State(release, image.environment, str(layout.root), volume.kept, attempts))
+    except OSError as error:
+        problems = (_unwritten(error, layout),)
+    tree = layout.comfyui if plan.action == "keep" and plan.mode == "move" else image.tree
+    trial = attempts > 0 and bool(volume.kept)
+    return Core(plan, tree, layout.comfyui, plan.release, trial=trial, problems=problems)
+
+
 def _change(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: Callable[[int], None]) -> Core:
-    old = volume.here
-    edited: tuple[str, ...] = ()
-    if old is not None and plan.action not in ("repair", "keep"):
-        edited = releases.changes(old, layout.comfyui).users
-    copied = 0
+    problems = _told_edits(layout, plan, volume)
+    copied, forward = 0, plan.release == image.release
     if plan.action == "return":
-        switch.go_back(layout, image, plan, volume)
+        switch.go_back(layout, image.environment, plan, volume, trial=forward)
     else:
         copied = switch.bring_in(layout, image, plan, volume, advance)
-    problems = _told_edits(layout, old, edited, plan) if edited and old is not None else ()
     tree = image.tree if plan.mode == "link" else layout.comfyui
-    trial = plan.action == "upgrade" and old is not None and old.mode == plan.mode == "move"
+    trial = forward and plans.keeps(plan, volume)
     return Core(plan, tree, layout.comfyui, plan.release, copied, trial=trial, problems=problems)
 
 
@@ -203,28 +267,27 @@ def _failed(error: OSError, plan: Plan, layout: Layout) -> StorageError:
 
 
 def _unfinished(error: OSError, layout: Layout) -> Problem:
-    told = files.storage_error(error, f"cannot finish what was begun in {layout.root}")
-    return Problem(told.code, told.message, told.hint)
+    return _problem(files.storage_error(error, f"cannot finish what was begun in {layout.root}"))
 
 
-def _told_edits(layout: Layout, old: Release, edited: tuple[str, ...], plan: Plan) -> tuple[Problem, ...]:
-    kept = old.mode == "move" and plan.action in ("upgrade", "return")
+def _unwritten(error: OSError, layout: Layout) -> Problem:
+    return _problem(files.storage_error(error, f"cannot write {layout.state}"))
+
+
+def _problem(error: StorageError) -> Problem:
+    return Problem(error.code, error.message, error.hint)
+
+
+def _told_edits(layout: Layout, plan: Plan, volume: Volume) -> tuple[Problem, ...]:
+    """Say which of the user's changes leave with the core that is there."""
+    old = volume.here
+    if old is None or plan.action not in ("upgrade", "return", "convert"):
+        return ()
+    edited = releases.changes(old, layout.comfyui).users
+    if not edited:
+        return ()
+    kept = plans.keeps(plan, volume)
     folder = (layout.releases if kept else layout.edits) / old.name
     named = ", ".join(edited[:5]) + (f" and {len(edited) - 5} more" if len(edited) > 5 else "")
     hint = "compare them with the new ones; they stay there" + (", and come back with a rollback" if kept else "")
     return (Problem("edited-core", f"core files that were changed by hand are kept in {folder}: {named}", hint),)
-
-
-def _keep_state(layout: Layout, image: Image, release: str) -> state.State:
-    """Note what holds now; an upgrade that has not been ready yet has one more attempt behind it."""
-    found = state.read(layout.state)
-    attempts = found.attempts + 1 if found is not None and found.attempts and found.release == release else 0
-    previous = found.previous if found is not None else ""
-    now = state.State(release, image.environment, str(layout.root), previous, attempts)
-    state.write(layout.state, now)
-    return now
-
-
-def _reason(layout: Layout) -> str:
-    found = plans.read_choice(layout)
-    return found.reason if found is not None else ""

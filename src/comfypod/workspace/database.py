@@ -7,10 +7,12 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from comfypod import copying
+from comfypod import copying, files
+from comfypod.workspace import plan as plans
 from comfypod.workspace.journal import Move, free_name
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 KEPT = ".comfypod-database"
 _PLACE = "user/comfyui.db"
+# What SQLite may keep beside a database (https://sqlite.org/tempfiles.html).
+_PARTS = ("", "-journal", "-wal", "-shm")
 _REVISION = re.compile(r"""^revision(?:\s*:\s*str)?\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 
 
@@ -27,9 +31,18 @@ def keep(layout: Layout) -> None:
     Raises:
         OSError: the disk failed.
     """
-    current = layout.comfyui / _PLACE
-    if current.is_file() and not current.is_symlink():
-        copying.copy_file(str(current), str(layout.staging / KEPT))
+    current, staged = layout.comfyui / _PLACE, layout.staging / KEPT
+    if not current.is_file() or current.is_symlink():
+        return
+    import sqlite3
+
+    try:
+        with _opened(current) as source, contextlib.closing(sqlite3.connect(staged)) as sink:
+            source.backup(sink)
+    except sqlite3.Error:
+        # No database, or one that cannot be opened: bytes are better than nothing.
+        staged.unlink(missing_ok=True)
+        copying.copy_file(str(current), str(staged))
 
 
 def kept_moves(layout: Layout, release: str) -> list[Move]:
@@ -45,10 +58,15 @@ def return_moves(layout: Layout, back: Path, leaving: str) -> Iterator[Move]:
     revision = _revision(current)
     if revision is None or revision in _known(back):
         return
-    here = _name(layout, current)
-    yield Move(here, _name(layout, free_name(layout.edits / leaving / _PLACE)))
+    user = current.parent
+    if user.is_symlink() or any(user == point or user in point.parents for point in plans.mounts_below(layout)):
+        return
+    aside = free_name(layout.edits / leaving / _PLACE)
+    for suffix in _PARTS:
+        if os.path.lexists(f"{current}{suffix}"):
+            yield Move(_name(layout, current) + suffix, _name(layout, aside) + suffix)
     if (back / KEPT).is_file():
-        yield Move(_name(layout, back / KEPT), here)
+        yield Move(_name(layout, back / KEPT), _name(layout, current))
 
 
 def _revision(path: Path) -> str | None:
@@ -56,14 +74,23 @@ def _revision(path: Path) -> str | None:
     if not path.is_file():
         return None
     import sqlite3
-    from urllib.parse import quote
 
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+        with _opened(path) as connection:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error:
         return None
     return str(row[0]) if row is not None else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database for writing: only so can SQLite undo what a killed ComfyUI had not finished."""
+    import sqlite3
+    from urllib.parse import quote
+
+    with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as connection:
+        yield connection
 
 
 def _known(tree: Path) -> set[str]:
@@ -72,7 +99,8 @@ def _known(tree: Path) -> set[str]:
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
             if name.endswith(".py"):
-                found.update(_REVISION.findall((folder / name).read_text("utf-8", "replace")))
+                with contextlib.suppress(OSError):
+                    found.update(_REVISION.findall(files.read_small(folder / name).decode("utf-8", "replace")))
     return found
 
 

@@ -9,18 +9,20 @@ pages: whether one has happened is seen from its two names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod import files
 from comfypod.workspace import state
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from comfypod.workspace.layout import Layout
+
+_LIMIT = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,13 @@ def begin(layout: Layout, transaction: Transaction) -> None:
     _write(layout, transaction)
 
 
-def commit(layout: Layout, transaction: Transaction, *, copied: bool = True) -> None:
-    """Make what was staged durable and note the renames; then do them. What is killed from here on is finished.
+def commit(layout: Layout, transaction: Transaction, *, copied: bool = True) -> Transaction:
+    """Make what was staged durable and note the renames that are left; what is killed from here on is finished.
 
     Files that were `copied` are made durable together, by one call for their file system.
 
     Raises:
-        OSError: the disk failed. Where the note was written, the next `recover` goes on.
+        OSError: the disk failed; nothing has been renamed.
     """
     if copied:
         files.sync_filesystem(layout.staging)
@@ -64,7 +66,7 @@ def commit(layout: Layout, transaction: Transaction, *, copied: bool = True) -> 
         files.fsync_folder(layout.staging)
     noted = Transaction(transaction.action, transaction.moves, transaction.after, staged=True)
     _write(layout, noted)
-    _finish(layout, noted)
+    return noted
 
 
 def recover(layout: Layout) -> Transaction | None:
@@ -75,35 +77,83 @@ def recover(layout: Layout) -> Transaction | None:
     """
     found = read(layout)
     if found is not None and found.staged:
-        _finish(layout, found)
+        finish(layout, found)
     else:
-        files.remove_tree(layout.staging)
+        clear(layout)
         layout.journal.unlink(missing_ok=True)
     return found
 
 
-def read(layout: Layout) -> Transaction | None:
-    """Return the open transaction; one that cannot be read counts as none, as it was replaced atomically."""
+def clear(layout: Layout) -> None:
+    """Delete what was staged; what refuses to go, such as files of another user's, is moved out of the way.
+
+    Raises:
+        OSError: it can be neither deleted nor moved.
+    """
     try:
-        body: Any = json.loads(files.read_small(layout.journal))
+        files.remove_tree(layout.staging)
+    except OSError:
+        place = free_name(layout.edits / "left-over")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        layout.staging.rename(place)
+
+
+def read(layout: Layout) -> Transaction | None:
+    """Return the open transaction; one that makes no sense is none of ours, as ours are replaced atomically.
+
+    Raises:
+        OSError: it is there and cannot be read, so nothing is known about it.
+        StorageError: a newer comfypod wrote it.
+    """
+    try:
+        body: Any = json.loads(files.read_small(layout.journal, _LIMIT))
+        state.ensure_known(layout.root, body["after"])
         moves = tuple(Move(each["source"], each["target"]) for each in body["moves"])
         found = Transaction(str(body["action"]), moves, state.State(**body["after"]), staged=body["staged"] is True)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sound = all(_is_inside(layout, move) for move in moves)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if all(map(_is_inside, moves)) else None
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+    return found if sound else None
 
 
 def _write(layout: Layout, transaction: Transaction) -> None:
     files.write_atomic(layout.journal, (json.dumps(asdict(transaction)) + "\n").encode())
 
 
-def _is_inside(move: Move) -> bool:
-    """Whether a rename stays in the workspace: the file may have been written by anything that runs in the pod."""
-    names = (move.source, move.target)
-    return all(isinstance(name, str) and not {"", ".", ".."}.intersection(name.split("/")) for name in names)
+def _is_inside(layout: Layout, move: Move) -> bool:
+    """Whether a rename is one of ours: the file may have been written by anything that runs in the pod.
+
+    Raises:
+        ValueError, TypeError: a name is none.
+    """
+    core, ours = layout.comfyui.name, layout.records.name
+    sources = (f"{core}/", f"{ours}/{layout.staging.name}/", f"{ours}/{layout.releases.name}/")
+    targets = (*sources, f"{ours}/{layout.edits.name}/")
+    return (
+        move.source.startswith(sources)
+        and (move.target.startswith(targets) or move.target == core)
+        and all(_is_plain(layout, name) for name in (move.source, move.target))
+    )
 
 
-def _finish(layout: Layout, transaction: Transaction) -> None:
+def _is_plain(layout: Layout, name: str) -> bool:
+    """Whether a name leads to a place in the workspace without passing a link."""
+    if b"\0" in os.fsencode(name) or {"", ".", ".."}.intersection(name.split("/")):
+        return False
+    parents = Path(name).parents
+    return not any((layout.root / parent).is_symlink() for parent in parents if parent != Path())
+
+
+def finish(layout: Layout, transaction: Transaction) -> None:
+    """Do the renames that are left, keep the state that holds then, close the transaction.
+
+    Raises:
+        OSError: the disk failed; the next `recover` goes on.
+    """
     folders = {(layout.root / name).parent for move in transaction.moves for name in (move.source, move.target)}
     for folder in sorted({(layout.root / move.target).parent for move in transaction.moves}):
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +164,7 @@ def _finish(layout: Layout, transaction: Transaction) -> None:
             files.fsync_folder(folder)
     state.write(layout.state, transaction.after)
     layout.journal.unlink(missing_ok=True)
-    files.remove_tree(layout.staging)
+    clear(layout)
 
 
 def _rename(layout: Layout, move: Move) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comfypod import files
 from comfypod.workspace import release as releases
+from comfypod.workspace import state
 from comfypod.workspace.release import USER_FOLDERS, Mode, Release
 
 if TYPE_CHECKING:
@@ -37,7 +39,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What was found. `here` is the release in place; `bare` says that there is at most the user's folders."""
+    """What was found.
+
+    `here` is the release in place; `bare` says that there is at most the user's folders; `trial`, that `here` has not
+    been ready yet; `reachable`, that all of the core can be renamed to and from the rest of the workspace.
+    """
 
     here: Release | None
     bare: bool
@@ -45,6 +51,7 @@ class Volume:
     kept: str = ""
     choice: Choice | None = None
     reachable: bool = True
+    trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,32 +70,33 @@ def look(layout: Layout) -> Volume:
     Raises:
         OSError: it cannot be read.
     """
-    root = layout.comfyui
+    root, found = layout.comfyui, state.read(layout.state)
     here = releases.read(root)
     names = set(os.listdir(root)) if root.is_dir() else set()
     return Volume(
         here,
         bare=_PLACEHOLDERS.issuperset(names),
-        missing=tuple(name for name in here.entries if name not in names) if here is not None else (),
-        kept=_kept(layout),
+        missing=releases.missing_entries(here, root) if here is not None else (),
+        kept=_kept(layout, found.previous if found is not None else "") if here is None or here.mode == "move" else "",
         choice=read_choice(layout),
-        reachable=not root.is_dir() or _same_disk(layout),
+        reachable=not root.is_symlink() and not any(_in_core(root, point) for point in mounts_below(layout)),
+        trial=found is not None and found.attempts > 0,
     )
 
 
 def decide(volume: Volume, wanted: str, *, persist: str, upgrade: str, network: bool) -> Plan:
     """Decide; pure. `wanted` is the image's release, `persist` and `upgrade` are the settings, `network` the disk."""
     here = volume.here
-    target, reason = _target(volume, wanted, upgrade)
     mode: Mode = here.mode if here is not None else "link" if network else "move"
     if persist in ("move", "link"):
         mode = "move" if persist == "move" else "link"
     if not volume.reachable:
-        return Plan("image", wanted, "link", "it is on another disk than the workspace")
+        return Plan("image", wanted, "link", "it is mounted from elsewhere, in whole or in part, or a link")
     if here is None:
         if not volume.bare:
             return Plan("image", wanted, "link", "it holds a ComfyUI that comfypod did not put there")
         return Plan("seed", wanted, mode, "there is no ComfyUI yet")
+    target, reason = _target(volume, wanted, upgrade) if mode == here.mode == "move" else (wanted, "")
     if here.name == target:
         return _stay(volume, here, wanted, mode, reason)
     if target == volume.kept and mode == "move":
@@ -99,13 +107,18 @@ def decide(volume: Volume, wanted: str, *, persist: str, upgrade: str, network: 
 def _target(volume: Volume, wanted: str, upgrade: str) -> tuple[str, str]:
     """Return which release shall be there, and why it is not the image's."""
     here, choice = volume.here, volume.choice
-    if here is None or here.mode == "link":
-        return wanted, ""
+    assert here is not None  # noqa: S101 - asked only then
     if choice is not None and choice.instead_of == wanted and choice.release in (here.name, volume.kept):
         return choice.release, choice.reason
     if upgrade == "keep" and here.name != wanted:
         return here.name, "COMFYPOD_UPGRADE=keep holds it"
     return wanted, ""
+
+
+def keeps(plan: Plan, volume: Volume) -> bool:
+    """Whether the release that is there is kept when the plan is carried out: files in the place of files."""
+    here = volume.here
+    return here is not None and here.mode == plan.mode == "move" and plan.action in ("upgrade", "return")
 
 
 def _stay(volume: Volume, here: Release, wanted: str, mode: Mode, reason: str) -> Plan:
@@ -126,12 +139,17 @@ def mount_table(path: Path = _MOUNTS) -> str:
         return ""
 
 
+def unescaped(text: str) -> str:
+    """Return a path of the table of mounts as it is."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+
+
 def is_network(layout: Layout, mounts: str) -> bool:
     """Whether the workspace is on a network disk, by the table of mounts (`mountinfo`, proc(5))."""
     root, best, kind = str(layout.root.resolve()), "", ""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split(" ")[4]
+        point = unescaped(before.split(" ")[4])
         if (point == "/" or f"{root}/".startswith(f"{point}/")) and len(point) >= len(best):
             best, kind = point, after.split(" ")[0]
     return kind in _NETWORK or kind.startswith("fuse.")
@@ -160,31 +178,34 @@ def write_choice(layout: Layout, choice: Choice | None) -> None:
         files.write_atomic(layout.choice, (json.dumps(body) + "\n").encode())
 
 
-def _kept(layout: Layout) -> str:
-    """Return the release that is kept and whole."""
+def _kept(layout: Layout, previous: str) -> str:
+    """Return the release that is kept and whole, the one that the state names before any other."""
     try:
         names = sorted(os.listdir(layout.releases))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
-    for name in names:
+    for name in sorted(names, key=lambda name: name != previous):
         found = releases.read(layout.releases / name)
         if found is not None and found.name == name and not releases.missing_entries(found, layout.releases / name):
             return name
     return ""
 
 
-def _same_disk(layout: Layout) -> bool:
-    return layout.comfyui.stat().st_dev == layout.records.stat().st_dev
+def mounts_below(layout: Layout) -> tuple[Path, ...]:
+    """Return what is mounted below the workspace; two mounts of one disk are different places to rename(2)."""
+    root = layout.root.resolve()
+    points = (Path(unescaped(line.split(" ")[4])) for line in mount_table().splitlines())
+    return tuple(layout.root / point.relative_to(root) for point in points if root in point.parents)
 
 
-def after_attempts(plan: Plan, volume: Volume, attempts: int) -> Choice | None:
+def _in_core(comfyui: Path, point: Path) -> bool:
+    """Whether something is mounted on ComfyUI itself or in what may be its core."""
+    return point == comfyui or (comfyui in point.parents and point.relative_to(comfyui).parts[0] not in USER_FOLDERS)
+
+
+def after_attempts(plan: Plan, volume: Volume, wanted: str, attempts: int) -> Choice | None:
     """Return the decision to go back: boots of an upgrade ended again and again before ComfyUI was ready."""
     here = volume.here
-    if plan.action != "keep" or attempts < ATTEMPTS or here is None or not volume.kept or here.mode != "move":
+    if plan.action != "keep" or attempts <= ATTEMPTS or here is None or not volume.kept:
         return None
-    return Choice(volume.kept, here.name, f"{here.name} was not ready in {attempts} boots")
-
-
-def with_choice(volume: Volume, choice: Choice) -> Volume:
-    """Return the same facts with another decision."""
-    return replace(volume, choice=choice)
+    return Choice(volume.kept, wanted, f"{here.name} was not ready in {attempts - 1} boots")

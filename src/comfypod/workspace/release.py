@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 
 Mode = Literal["move", "link"]
 MARK = ".comfypod-release.json"
+# Belongs to the files beside it and is no contents: Python makes it anew.
+CACHE = "__pycache__"
 USER_FOLDERS = ("custom_nodes", "input", "models", "output", "user")
 _LINK = "-> "
 _LIMIT = 1 << 24
-_DERIVED = frozenset({"__pycache__"})
+_LONGEST = 255
+# Also half-written ones, which have a number at the end.
+_BYTECODE = re.compile(r"(?:\A|/)__pycache__/[^/]+\.pyc(?:\.\d+)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,10 @@ def read(root: Path) -> Release | None:
     """Return the release that the mark in a folder names; None where there is no mark that can be believed."""
     try:
         body: Any = json.loads(files.read_small(root / MARK, _LIMIT).decode("utf-8", "surrogateescape"))
-        release = Release(body["release"], tuple(body["entries"]), body["files"], body["mode"])
+        release = Release(body["release"], tuple(body["entries"]), dict(body["files"]), body["mode"])
+        return release if _is_sound(release) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return release if _is_sound(release) else None
 
 
 def pristine(root: Path, name: str) -> Release:
@@ -131,7 +136,7 @@ def _is_sound(release: Release) -> bool:
         and not {"", ".", "..", *USER_FOLDERS}.intersection(release.entries)
         and not any("/" in name for name in release.entries)
         and not any(part in ("", ".", "..") for name in release.files for part in name.split("/"))
-        and not any("\0" in name for name in names)
+        and not any(b"\0" in os.fsencode(name) or len(os.fsencode(name.split("/")[-1])) > _LONGEST for name in names)
     )
 
 
@@ -141,11 +146,12 @@ def is_name(text: str) -> bool:
 
 
 def _content(root: Path, top: str = "") -> Iterator[str]:
-    """Yield files and links of a tree, relative to `root`; bytecode and Git's own are no contents."""
+    """Yield files and links of a tree, relative to `root`, without bytecode."""
     start = root / top
     if start.is_dir() and not start.is_symlink():
-        yield from (f"{top}/{name}" if top else name for name in files.content_paths(start, _DERIVED) if name != MARK)
-    elif os.path.lexists(start) and top != "__pycache__":
+        found = files.content_paths(start, frozenset())
+        yield from (f"{top}/{name}" if top else name for name in found if name != MARK and not _BYTECODE.search(name))
+    elif os.path.lexists(start) and top != CACHE:
         yield top
 
 

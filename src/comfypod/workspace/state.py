@@ -7,13 +7,14 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfypod import __version__
 from comfypod.errors import StorageError
 from comfypod.files import read_small, write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SCHEMA = 2
@@ -24,7 +25,8 @@ class State:
     """One record.
 
     `release` names the core on the volume, empty where the volume's ComfyUI is not ours; `previous` the one that is
-    kept to go back to. `attempts` counts the boots since an upgrade, and is 0 once ComfyUI was ready after it.
+    kept to go back to. `attempts` is 0 once ComfyUI was ready; until then it is one more than the boots that an upgrade
+    has had.
     """
 
     release: str
@@ -49,17 +51,27 @@ def read(path: Path) -> State | None:
         return None
     try:
         body = json.loads(data)
-        schema = int(body["schema"])
-        if schema <= SCHEMA:
-            previous, attempts = str(body.get("previous", "")), int(body.get("attempts", 0))
-            return State(body["release"], body["environment"], body["mount"], previous, attempts, body["writer"])
+        ensure_known(path.parent.parent, body)
+        previous, attempts = str(body.get("previous", "")), int(body.get("attempts", 0))
+        return State(body["release"], body["environment"], body["mount"], previous, attempts, body["writer"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    raise StorageError(
-        f"{path.parent.parent} was written by comfypod {body.get('writer')} with schema {schema}; "
-        f"this one, {__version__}, knows up to {SCHEMA} and changes nothing",
-        "use an image or a comfypod at least as new, or another workspace",
-    )
+
+
+def ensure_known(root: Path, body: Mapping[str, Any]) -> None:
+    """Refuse a record of a newer schema.
+
+    Raises:
+        StorageError: it is newer, so nothing in the workspace may be changed.
+        KeyError, TypeError, ValueError: it is no such record.
+    """
+    schema = int(body["schema"])
+    if schema > SCHEMA:
+        raise StorageError(
+            f"{root} was written by comfypod {body.get('writer')} with schema {schema}; "
+            f"this one, {__version__}, knows up to {SCHEMA} and changes nothing",
+            "use an image or a comfypod at least as new, or another workspace",
+        )
 
 
 def write(path: Path, state: State) -> None:

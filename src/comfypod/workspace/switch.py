@@ -11,9 +11,10 @@ from comfypod import copying, files
 from comfypod.errors import StorageError
 from comfypod.log import human_bytes
 from comfypod.workspace import database, journal, state
+from comfypod.workspace import plan as plans
 from comfypod.workspace import release as releases
 from comfypod.workspace.journal import Move, Transaction, free_name
-from comfypod.workspace.release import MARK, USER_FOLDERS, Release
+from comfypod.workspace.release import CACHE, MARK, Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,47 +45,60 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
         StorageError: there is too little room; nothing was written.
         OSError: the disk failed. Before the switch all is as it was; after that the next `journal.recover` goes on.
     """
-    old = volume.here
-    new = replace(releases.pristine(image.tree, image.release), mode=plan.mode)
-    if plan.mode == "link":
-        new = replace(new, files={})
-    tops = [name for name in new.entries if plan.action != "repair" or name in volume.missing]
-    seeds = _seeds(layout, releases.pristine(image.tree, image.release), old, plan)
+    old, brought = volume.here, releases.pristine(image.tree, image.release)
+    new = replace(brought, mode=plan.mode, files=brought.files if plan.mode == "move" else {})
+    tops = _tops(image, new, plan, volume)
+    seeds = _seeds(layout, brought, old, plan)
     if plan.mode == "move":
         _ensure_room(layout, image.tree, tops)
-    keeps = old is not None and old.mode == plan.mode == "move" and plan.action == "upgrade"
-    previous = old.name if keeps and old is not None else volume.kept
-    if previous == plan.release:
-        previous = ""
+    keeps = plans.keeps(plan, volume)
     _make_way(layout, old)
+    previous = old.name if keeps and old is not None else volume.kept
+    if plan.release == previous or plan.mode == "link":
+        previous = ""
+    elif keeps and volume.trial and volume.kept:
+        # What has never been ready is nothing to go back to.
+        previous = volume.kept
     after = _after(layout, image, plan, previous, attempts=1 if keeps else 0)
     with _undone_on_error(layout):
         journal.begin(layout, Transaction(plan.action, (), after))
         staged = _stage(layout, image, new, tops, seeds, advance)
         if keeps:
             database.keep(layout)
-    if layout.comfyui.exists():
-        moves = list(_moves(layout, image, plan, old, new, tops))
-        moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in seeds]
-    else:
-        moves = [Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name)]
-    if keeps and old is not None:
-        moves += database.kept_moves(layout, old.name)
-    journal.commit(layout, Transaction(plan.action, tuple(moves), after), copied=plan.mode == "move" or bool(seeds))
+        if layout.comfyui.exists():
+            moves = list(_moves(layout, image, plan, old, new, tops))
+            moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in seeds]
+        else:
+            moves = [Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name)]
+        if keeps and old is not None:
+            moves += database.kept_moves(layout, old.name)
+        change = Transaction(plan.action, tuple(moves), after)
+        change = journal.commit(layout, change, copied=plan.mode == "move" or bool(seeds))
+    journal.finish(layout, change)
     return staged
 
 
-def go_back(layout: Layout, image: Image, plan: Plan, volume: Volume) -> None:
+def go_back(layout: Layout, environment: str, plan: Plan, volume: Volume, *, trial: bool = False) -> None:
     """Put the kept release in the place of the one that is here, which is kept then.
 
     Raises:
         OSError: the disk failed.
     """
-    assert volume.here is not None  # noqa: S101 - planned so
-    _make_way(layout, volume.here)
-    previous = volume.here.name if volume.here.mode == "move" else ""
-    after = _after(layout, image, plan, previous, attempts=0)
-    journal.commit(layout, Transaction(plan.action, tuple(_return(layout, volume)), after), copied=False)
+    old, back = volume.here, releases.read(layout.releases / volume.kept)
+    assert old is not None and back is not None  # noqa: S101, PT018 - planned so
+    _make_way(layout, old)
+    after = state.State(back.name, environment, str(layout.root), old.name, 1 if trial else 0)
+    with _undone_on_error(layout):
+        change = Transaction(plan.action, tuple(_return(layout, old, back)), after)
+        change = journal.commit(layout, change, copied=False)
+    journal.finish(layout, change)
+
+
+def _tops(image: Image, new: Release, plan: Plan, volume: Volume) -> list[str]:
+    """Return the names at the top that are to be put there; bytecode comes along with the files that it belongs to."""
+    if plan.action == "repair":
+        return list(volume.missing)
+    return [*new.entries, *([CACHE] if new.mode == "move" and (image.tree / CACHE).is_dir() else [])]
 
 
 def tidy(layout: Layout) -> None:
@@ -95,7 +109,7 @@ def tidy(layout: Layout) -> None:
     """
     found = state.read(layout.state)
     try:
-        names = set(os.listdir(layout.releases))
+        names = {entry.name for entry in os.scandir(layout.releases) if entry.is_dir(follow_symlinks=False)}
     except FileNotFoundError:
         return
     for name in sorted(names - {found.previous if found is not None else min(names, default="")}):
@@ -109,8 +123,8 @@ def _undone_on_error(layout: Layout) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            files.remove_tree(layout.staging)
             layout.journal.unlink(missing_ok=True)
+            journal.clear(layout)
         raise
 
 
@@ -141,17 +155,31 @@ def _moves(
 ) -> Iterator[Move]:
     """Yield the renames that replace the old core by the new one, name by name."""
     here = layout.comfyui.name
-    outgoing = old.entries if old is not None and plan.action != "repair" else ()
-    for name in sorted({*outgoing, *tops}):
+    outgoing = {*old.entries, CACHE} if old is not None and plan.action != "repair" else set()
+    for name in sorted(outgoing.union(tops)):
         place = layout.comfyui / name
         if new.mode == "link" and name in tops and name != MARK and leads(place, image.tree / name):
             continue
-        if name in outgoing and old is not None:
-            yield Move(f"{here}/{name}", _way_out(layout, old, name))
-        elif os.path.lexists(place):
-            yield Move(f"{here}/{name}", _name(layout, free_name(layout.edits / new.name / name)))
+        if os.path.lexists(place):
+            ours = name in outgoing and old is not None
+            aside = _name(layout, free_name(layout.edits / new.name / name))
+            yield Move(f"{here}/{name}", _way_out(layout, old, name) if ours and old is not None else aside)
         if name in tops:
             yield Move(_staged(layout, name), f"{here}/{name}")
+
+
+def _return(layout: Layout, old: Release, back: Release) -> Iterator[Move]:
+    """Yield the renames that put a kept release in the place of the one that is here."""
+    here, folder = layout.comfyui.name, layout.releases / back.name
+    for name in sorted({*old.entries, *back.entries, CACHE}):
+        place = layout.comfyui / name
+        if os.path.lexists(place):
+            ours = name in old.entries or name == CACHE
+            aside = _name(layout, free_name(layout.edits / back.name / name))
+            yield Move(f"{here}/{name}", _way_out(layout, old, name) if ours else aside)
+        if os.path.lexists(folder / name):
+            yield Move(_name(layout, folder / name), f"{here}/{name}")
+    yield from database.return_moves(layout, folder, old.name)
 
 
 def _make_way(layout: Layout, old: Release | None) -> None:
@@ -164,27 +192,10 @@ def _way_out(layout: Layout, old: Release, name: str) -> str:
     """Return where an entry of the old core goes: links are ours to delete, files are kept."""
     if old.mode == "move":
         return _name(layout, layout.releases / old.name / name)
-    if name == MARK or (layout.comfyui / name).is_symlink():
+    place = layout.comfyui / name
+    if name in (MARK, CACHE) or (place.is_symlink() and place.readlink().name == name):
         return _name(layout, layout.staging / "old" / name)
     return _name(layout, free_name(layout.edits / old.name / name))
-
-
-def _return(layout: Layout, volume: Volume) -> Iterator[Move]:
-    """Yield the renames that put the kept release in the place of the one that is here."""
-    assert volume.here is not None  # noqa: S101 - planned so
-    old, here = volume.here, layout.comfyui.name
-    folder = layout.releases / volume.kept
-    back = releases.read(folder)
-    assert back is not None  # noqa: S101 - planned so
-    for name in sorted({*old.entries, *back.entries}):
-        place = layout.comfyui / name
-        if name in old.entries:
-            yield Move(f"{here}/{name}", _way_out(layout, old, name))
-        elif os.path.lexists(place):
-            yield Move(f"{here}/{name}", _name(layout, free_name(layout.edits / back.name / name)))
-        if name in back.entries:
-            yield Move(_name(layout, folder / name), f"{here}/{name}")
-    yield from database.return_moves(layout, folder, old.name)
 
 
 def _seeds(layout: Layout, new: Release, old: Release | None, plan: Plan) -> list[str]:
@@ -202,16 +213,17 @@ def _seeds(layout: Layout, new: Release, old: Release | None, plan: Plan) -> lis
         names = [name for name in names if name.partition("/")[0] in _SMALL_SEEDS]
     if not layout.comfyui.exists():
         return names
-    ours = {top for top in USER_FOLDERS if _is_ours(layout, layout.comfyui / top)}
-    names = [name for name in names if name.partition("/")[0] in ours and _free(layout, name)]
-    return [name for name in names if not os.path.lexists(layout.comfyui / name)]
+    return [name for name in names if _free(layout, name) and not os.path.lexists(layout.comfyui / name)]
 
 
 def _is_ours(layout: Layout, folder: Path) -> bool:
-    """Whether a user's folder is a plain one on the workspace's own disk, or not there yet."""
-    if not os.path.lexists(folder):
-        return True
-    return not folder.is_symlink() and folder.is_dir() and folder.stat().st_dev == layout.records.stat().st_dev
+    """Whether a folder of the user's is a plain one, and mounted together with the workspace."""
+    mounts = plans.mounts_below(layout)
+    return (
+        not folder.is_symlink()
+        and folder.is_dir()
+        and not any(point == folder or point in folder.parents for point in mounts)
+    )
 
 
 def _free(layout: Layout, name: str) -> bool:
@@ -219,8 +231,9 @@ def _free(layout: Layout, name: str) -> bool:
     parents = name.split("/")[:-1]
     places = [layout.comfyui.joinpath(*parents[: depth + 1]) for depth in range(len(parents))]
     there = [place for place in places if os.path.lexists(place)]
-    plain = all(place.is_dir() and not place.is_symlink() for place in there)
-    return plain and (not there or os.access(there[-1], os.W_OK | os.X_OK))
+    if not all(_is_ours(layout, place) for place in there):
+        return False
+    return not there or os.access(there[-1], os.W_OK | os.X_OK)
 
 
 def leads(link: Path, target: Path) -> bool:
@@ -229,6 +242,17 @@ def leads(link: Path, target: Path) -> bool:
         return link.readlink() == target
     except OSError:
         return False
+
+
+def _place_for(folder: Path, name: str) -> Path:
+    """Return where a file can be kept: in the folder, or in its first sibling where nothing stands in the way."""
+    number, place = 0, folder / name
+    while (
+        os.path.lexists(place) or not files.nearest_folder(place).is_dir() or files.nearest_folder(place).is_symlink()
+    ):
+        number += 1
+        place = folder.with_name(f"{folder.name}.{number}") / name
+    return place
 
 
 def _drop(layout: Layout, name: str) -> None:
@@ -240,12 +264,12 @@ def _drop(layout: Layout, name: str) -> None:
         journal.set_aside(layout, folder, name)
         return
     for path in releases.changes(found, folder).users if found is not None else ():
-        place = free_name(layout.edits / name / path)
+        place = _place_for(layout.edits / name, path)
         place.parent.mkdir(parents=True, exist_ok=True)
         (folder / path).rename(place)
     layout.staging.mkdir(exist_ok=True)
     folder.rename(free_name(layout.staging / name))
-    files.remove_tree(layout.staging)
+    journal.clear(layout)
 
 
 def _ensure_room(layout: Layout, tree: Path, tops: list[str]) -> None:

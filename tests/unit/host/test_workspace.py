@@ -98,7 +98,7 @@ def test_plan_says_what_a_boot_does_and_changes_nothing(volume: Volume, two: Ima
 
 def test_plan_names_what_was_interrupted(volume: Volume, one: Image) -> None:
     brings(volume, one)
-    left = Transaction("upgrade", (Move("a", "b"),), state.State("9-0", "", ""), staged=True)
+    left = Transaction("upgrade", (Move(".comfypod/staging/a", "ComfyUI/a"),), state.State("9-0", "", ""), staged=True)
     journal.begin(volume.layout, left)
     assert "finish: the upgrade to 9-0 that was interrupted; 1 names" in workspace.plan(volume.layout).text
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from comfypod.errors import StorageError
-from comfypod.workspace import core, journal
+from comfypod.workspace import core
 from comfypod.workspace import release as releases
 from tests.kit.killer import suffer
 from tests.kit.volumes import Volume, image
@@ -72,11 +72,21 @@ class Anything(RuleBasedStateMachine):
         self.write(name)
         self.boot(number)
 
+    @rule(name=st.sampled_from(["main.py", "comfy", "top_1.py", "alembic_db", "models/vae", "__pycache__"]))
+    def delete(self, name: str) -> None:
+        path = self.volume.layout.comfyui / name
+        gone = [each for each in (path, *path.rglob("*")) if _is_ours(each)] if not path.is_symlink() else []
+        texts = {each.read_text("latin-1") for each in gone}
+        self.written = {text: place for text, place in self.written.items() if text not in texts}
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+
     @rule()
     def roll_back(self) -> None:
         with contextlib.suppress(StorageError):
-            journal.recover(self.volume.layout)
-            core.go_back(self.volume.layout, self.images["2"], "asked for")
+            core.go_back(self.volume.layout, "2-000000000000", "env2", "asked for")
 
     @rule(persist=st.sampled_from(["auto", "move", "link"]), upgrade=st.sampled_from(["auto", "keep"]))
     def settings(self, persist: str, upgrade: str) -> None:

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from comfypod import files
 from comfypod.errors import InstallError, StorageError
-from comfypod.workspace import core, plan, state
+from comfypod.workspace import core, journal, plan, state
 from comfypod.workspace import release as releases
 from comfypod.workspace.release import MARK, USER_FOLDERS
 from comfypod.workspace.switch import Image
 from tests.kit.disks import tmpfs
+from tests.kit.killer import suffer
 from tests.kit.volumes import Volume, image
 
 if TYPE_CHECKING:
@@ -62,6 +68,11 @@ def database(path: Path, revision: str) -> None:
         connection.execute("DELETE FROM alembic_version")
         connection.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
     connection.close()
+
+
+def revision(path: Path) -> str:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
 
 
 def test_an_empty_volume_gets_the_tree_and_its_mark(volume: Volume, one: Image) -> None:
@@ -117,7 +128,7 @@ def test_b2_back_to_the_image_before_takes_what_was_kept_and_copies_nothing(
     volume.boot(two)
     volume.write("output/late.png")
     got = volume.boot(one)
-    assert (got.plan.action, got.bytes, got.trial) == ("return", 0, False)
+    assert (got.plan.action, got.bytes) == ("return", 0)
     assert (volume.layout.comfyui / "comfy" / "__init__.py").read_text() == "edited in one"
     assert (volume.layout.comfyui / "output" / "late.png").is_file()
     assert os.listdir(volume.layout.releases) == [two.release]
@@ -136,6 +147,7 @@ def test_b10_an_edit_of_a_core_file_is_named_kept_and_never_deleted(
     assert problem.code == "edited-core"
     assert f"{kept}: comfy/ldm/model.py, comfy/own/new.py" in problem.message
     assert (kept / "comfy/ldm/model.py").read_text() == "edited"
+    core.settle(volume.layout)
     volume.boot(image(tmp_path, "3"))
     assert os.listdir(volume.layout.releases) == [two.release]
     edits = volume.layout.edits / one.release
@@ -217,11 +229,11 @@ def test_boots_that_were_stopped_early_do_not_count(volume: Volume, one: Image, 
 def test_going_back_is_for_good_until_another_release_comes(volume: Volume, one: Image, two: Image) -> None:
     volume.boot(one)
     volume.boot(two)
-    got = core.go_back(volume.layout, two, "it did not start")
+    got = core.go_back(volume.layout, two.release, "env2", "it did not start")
     assert (got.plan.action, got.release) == ("return", one.release)
     assert volume.boot(two).release == one.release
     with pytest.raises(StorageError, match="keeps no release"):
-        core.go_back(Volume(volume.root / "other").layout, two, "")
+        core.go_back(Volume(volume.root / "other").layout, two.release, "", "")
 
 
 def test_missing_entries_are_repaired_and_others_left(volume: Volume, one: Image) -> None:
@@ -348,13 +360,12 @@ def test_going_back_an_older_comfyui_gets_the_database_that_it_can_open(volume: 
     path = volume.layout.comfyui / "user" / "comfyui.db"
     volume.boot(one)
     database(path, "0001_x")
-    kept = path.read_bytes()
     volume.boot(two)
-    assert path.read_bytes() == kept
+    assert revision(path) == "0001_x"
     database(path, "0002_x")
     newer = path.read_bytes()
     volume.boot(one)
-    assert path.read_bytes() == kept
+    assert revision(path) == "0001_x"
     assert (volume.layout.edits / two.release / "user" / "comfyui.db").read_bytes() == newer
 
 
@@ -419,3 +430,260 @@ def test_a3_an_upgrade_without_room_runs_from_the_image_and_says_so(one: Image, 
         (two.tree / "big.bin").unlink()
         assert volume.boot(two).plan.action == "upgrade"
         assert is_whole(volume, two)
+
+
+def test_bytecode_of_the_release_before_is_not_taken_for_the_new_ones(volume: Volume, one: Image, two: Image) -> None:
+    """In an image all files have one time, and a version has as many digits as the one before."""
+    for brought in (one, two):
+        os.utime(brought.tree / "comfyui_version.py", (315532800, 315532800))
+    volume.boot(one)
+    asked = [sys.executable, "-c", "import comfyui_version; print(comfyui_version.__version__)"]
+    environ = {key: text for key, text in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    for brought in (one, two, one):
+        volume.boot(brought)
+        done = subprocess.run(asked, cwd=volume.layout.comfyui, env=environ, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == brought.release[0]
+
+
+@pytest.mark.root
+def test_what_is_mounted_below_the_users_folders_is_not_written_to(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    models = volume.layout.comfyui / "models" / "kind_2"
+    user = volume.layout.comfyui / "user"
+    user.rmdir()
+    with tmpfs(models), tmpfs(user):
+        database(user / "comfyui.db", "0001_x")
+        assert volume.boot(two).plan.action == "upgrade"
+        assert os.listdir(models) == []
+        database(user / "comfyui.db", "0002_x")
+        assert volume.boot(one).plan.action == "return"
+        assert not volume.layout.journal.exists()
+        assert is_whole(volume, one)
+    models.rmdir()
+    user.rmdir()
+
+
+def test_a_name_that_was_deleted_before_an_upgrade_does_not_mix_what_is_kept(
+    volume: Volume, one: Image, two: Image
+) -> None:
+    volume.boot(one)
+    (volume.layout.comfyui / "main.py").unlink()
+    volume.boot(two)
+    assert not (volume.layout.releases / one.release / "main.py").exists()
+    assert is_whole(volume, two)
+
+
+def test_going_back_first_finishes_what_was_killed(volume: Volume, one: Image, two: Image, tmp_path: Path) -> None:
+    three = image(tmp_path, "3")
+    volume.boot(one)
+    volume.boot(two)
+    core.settle(volume.layout)
+    steps = 60
+    assert suffer(lambda: volume.boot(three), steps, "kill", tmp_path / "notes") == "killed"
+    assert json.loads(volume.layout.journal.read_text())["staged"]
+    got = core.go_back(volume.layout, three.release, "env", "asked for")
+    assert got.release == two.release
+    assert is_whole(volume, two)
+    assert os.listdir(volume.layout.releases) == [three.release]
+
+
+def test_a_rollback_that_fails_is_no_success(
+    volume: Volume, one: Image, two: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume.boot(one)
+    volume.boot(two)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(journal, "commit", refuse)
+    with pytest.raises(StorageError, match="cannot go back"):
+        core.go_back(volume.layout, two.release, "env", "asked for")
+    monkeypatch.undo()
+    assert volume.boot(two).release == one.release
+
+
+@pytest.mark.root
+def test_a3_a_disk_that_is_full_to_the_last_byte_does_not_stop_a_boot(one: Image, two: Image, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "small", megabytes=20) as disk:
+        volume = Volume(disk)
+        volume.boot(one)
+        with contextlib.suppress(OSError), (disk / "full").open("wb") as sink:
+            while True:
+                sink.write(bytes(100_000))
+                sink.flush()
+        with contextlib.suppress(OSError), (disk / "rest").open("wb", buffering=0) as sink:
+            while True:
+                sink.write(b"x")
+        got = volume.boot(Image(one.release, one.tree, "another environment"))
+        assert got.plan.action == "keep"
+        assert "the disk is full" in got.problems[0].message
+        assert volume.boot(two).plan.action == "image"
+
+
+def test_a_database_that_a_killed_comfyui_left_open_is_understood(volume: Volume, one: Image, two: Image) -> None:
+    path = volume.layout.comfyui / "user" / "comfyui.db"
+    volume.boot(one)
+    database(path, "0001_x")
+    volume.boot(two)
+    database(path, "0002_x")
+    script = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA cache_size=1');"
+        "c.execute('CREATE TABLE big (x)'); c.executemany('INSERT INTO big VALUES (?)', [('y' * 900,)] * 500);"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert path.with_name("comfyui.db-journal").exists()
+    volume.boot(one)
+    assert revision(path) == "0001_x"
+    assert not path.with_name("comfyui.db-journal").exists()
+
+
+def test_what_is_kept_does_not_depend_on_a_record(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.boot(two)
+    (volume.layout.releases / ".DS_Store").write_text("")
+    for _ in range(3):
+        volume.layout.state.write_text("{")
+        assert volume.boot(two).plan.action == "keep"
+    assert volume.boot(one).plan.action == "return"
+
+
+def test_stops_in_order_are_not_counted_and_kills_are(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.boot(two)
+    core.forgive(volume.layout)
+    assert [volume.boot(two).plan.action for _ in range(plan.ATTEMPTS + 1)] == ["keep", "keep", "keep", "return"]
+
+
+def test_keep_and_links_do_not_mix_releases(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    volume.boot(two)
+    core.go_back(volume.layout, two.release, "env", "asked for")
+    volume.persist = "link"
+    got = volume.boot(two)
+    assert (got.plan.mode, got.release, got.core) == ("link", two.release, two.tree)
+    found = state.read(volume.layout.state)
+    assert found is not None
+    assert (found.release, found.previous) == (two.release, "")
+
+
+def test_a_release_that_was_never_ready_is_not_kept_in_the_place_of_one_that_was(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    volume.boot(one)
+    core.settle(volume.layout)
+    volume.boot(two)
+    volume.write("main.py", "edited in two")
+    volume.boot(image(tmp_path, "3"))
+    assert os.listdir(volume.layout.releases) == [one.release]
+    assert (volume.layout.edits / two.release / "main.py").read_text() == "edited in two"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["", "comfy", "comfy/ldm"])
+def test_what_is_mounted_in_the_core_is_neither_moved_nor_emptied(
+    volume: Volume, one: Image, two: Image, tmp_path: Path, name: str
+) -> None:
+    """A bind mount of the same disk is another place to rename(2), and st_dev does not tell."""
+    volume.boot(one)
+    outside = tmp_path / "outside"
+    shutil.copytree(volume.layout.comfyui / name, outside, symlinks=True)
+    before = everything(outside)
+    point = volume.layout.comfyui / name
+    subprocess.run(["mount", "--bind", outside, point], check=True)
+    try:
+        for brought in (two, one, two):
+            assert volume.boot(brought).core in (brought.tree, volume.layout.comfyui)
+        assert volume.boot(two).plan.action == "image"
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert everything(outside) == before
+    assert volume.boot(two).plan.action == "upgrade"
+    assert is_whole(volume, two)
+
+
+@pytest.mark.root
+def test_f9_models_mounted_from_the_same_disk_are_not_written_to(volume: Volume, one: Image, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    models = volume.layout.comfyui / "models"
+    models.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", tmp_path / "models", models], check=True)
+    try:
+        assert volume.boot(one).plan.action == "seed"
+        assert volume.boot(one).plan.action == "keep"
+    finally:
+        subprocess.run(["umount", models], check=True)
+    assert os.listdir(tmp_path / "models") == []
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        [("ComfyUI/l/secret", ".comfypod/staging/z")], [("../outside/secret", "ComfyUI/x")],
+        [("ComfyUI/main.py", "main.py")], [(".comfypod/staging/a\0", "ComfyUI/x")],
+        [(".comfypod/staging/\ud800", "ComfyUI/x")], [(".comfypod/staging/a", ".comfypod/state.json")],
+    ],
+)  # fmt: skip
+def test_g8_a_journal_that_is_not_ours_moves_nothing(
+    volume: Volume, one: Image, tmp_path: Path, moves: list[tuple[str, str]]
+) -> None:
+    volume.boot(one)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (volume.layout.comfyui / "l").symlink_to(outside)
+    after = {"release": "9", "environment": "", "mount": "", "schema": state.SCHEMA, "writer": ""}
+    rows = [{"source": source, "target": target} for source, target in moves]
+    volume.layout.journal.write_text(json.dumps({"action": "upgrade", "moves": rows, "after": after, "staged": True}))
+    assert volume.boot(one).plan.action == "keep"
+    assert (outside / "secret").read_text() == "secret"
+    assert is_whole(volume, one)
+
+
+def test_g8_folders_of_ours_that_are_links_are_not_emptied(volume: Volume, one: Image, tmp_path: Path) -> None:
+    volume.boot(one)
+    outside = tmp_path / "outside"
+    (outside / "docs").mkdir(parents=True)
+    volume.layout.releases.symlink_to(outside)
+    assert volume.boot(one).plan.action == "image"
+    assert os.listdir(outside) == ["docs"]
+
+
+@pytest.mark.parametrize("body", [{"files": None}, {"entries": ["\ud800x\0"]}, {"entries": ["x" * 300]}])
+def test_a_mark_that_makes_no_sense_is_none(volume: Volume, one: Image, two: Image, body: dict[str, object]) -> None:
+    volume.boot(one)
+    mark = volume.layout.comfyui / MARK
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), **body}))
+    assert volume.boot(two).plan.action == "image"
+
+
+def test_what_users_left_among_bytecode_is_kept(volume: Volume, one: Image, two: Image, tmp_path: Path) -> None:
+    volume.boot(one)
+    volume.write("comfy/__pycache__/notes.txt")
+    volume.write("comfy/__pycache__/sub/model.py")
+    volume.boot(two)
+    core.settle(volume.layout)
+    volume.boot(image(tmp_path, "3"))
+    edits = volume.layout.edits / one.release / "comfy" / "__pycache__"
+    assert sorted(path.name for path in edits.rglob("*")) == ["model.py", "notes.txt", "sub"]
+
+
+def test_a_users_own_link_in_the_place_of_one_of_ours_is_kept(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    volume.persist = "link"
+    volume.boot(one)
+    (tmp_path / "mine").mkdir()
+    (volume.layout.comfyui / "comfy").unlink()
+    (volume.layout.comfyui / "comfy").symlink_to(tmp_path / "mine")
+    volume.boot(two)
+    assert (volume.layout.edits / one.release / "comfy").readlink() == tmp_path / "mine"
+
+
+def test_a_pipe_among_migrations_is_not_waited_for(volume: Volume, one: Image, two: Image) -> None:
+    volume.boot(one)
+    os.mkfifo(volume.layout.comfyui / "alembic_db" / "versions" / "x.py")
+    volume.boot(two)
+    database(volume.layout.comfyui / "user" / "comfyui.db", "0002_x")
+    assert volume.boot(one).plan.action == "return"
