@@ -85,14 +85,14 @@ def recover(layout: Layout) -> Transaction | None:
 
 
 def clear(layout: Layout) -> None:
-    """Delete what was staged; what refuses to go, such as files of another user's, is moved out of the way.
+    """Delete what was staged; what is another user's and may not be deleted is moved out of the way.
 
     Raises:
-        OSError: it can be neither deleted nor moved.
+        OSError: the disk failed.
     """
     try:
         files.remove_tree(layout.staging)
-    except OSError:
+    except PermissionError:
         place = free_name(layout.edits / "left-over")
         place.parent.mkdir(parents=True, exist_ok=True)
         layout.staging.rename(place)

@@ -116,9 +116,10 @@ def _target(volume: Volume, wanted: str, upgrade: str) -> tuple[str, str]:
 
 
 def keeps(plan: Plan, volume: Volume) -> bool:
-    """Whether the release that is there is kept when the plan is carried out: files in the place of files."""
+    """Whether the release that is there is kept when the plan is carried out: one that is whole, as files."""
     here = volume.here
-    return here is not None and here.mode == plan.mode == "move" and plan.action in ("upgrade", "return")
+    whole = here is not None and here.mode == "move" and not volume.missing
+    return whole and plan.mode == "move" and plan.action in ("upgrade", "return")
 
 
 def _stay(volume: Volume, here: Release, wanted: str, mode: Mode, reason: str) -> Plan:

@@ -87,7 +87,8 @@ def go_back(layout: Layout, environment: str, plan: Plan, volume: Volume, *, tri
     old, back = volume.here, releases.read(layout.releases / volume.kept)
     assert old is not None and back is not None  # noqa: S101, PT018 - planned so
     _make_way(layout, old)
-    after = state.State(back.name, environment, str(layout.root), old.name, 1 if trial else 0)
+    previous = old.name if plans.keeps(plan, volume) else ""
+    after = state.State(back.name, environment, str(layout.root), previous, 1 if trial and previous else 0)
     with _undone_on_error(layout):
         change = Transaction(plan.action, tuple(_return(layout, old, back)), after)
         change = journal.commit(layout, change, copied=False)

@@ -20,6 +20,7 @@ from comfypod.workspace.release import MARK, USER_FOLDERS
 from comfypod.workspace.switch import Image
 from tests.kit.disks import tmpfs
 from tests.kit.killer import suffer
+from tests.kit.users import common_folder, in_child
 from tests.kit.volumes import Volume, image
 
 if TYPE_CHECKING:
@@ -463,13 +464,13 @@ def test_what_is_mounted_below_the_users_folders_is_not_written_to(volume: Volum
     user.rmdir()
 
 
-def test_a_name_that_was_deleted_before_an_upgrade_does_not_mix_what_is_kept(
-    volume: Volume, one: Image, two: Image
-) -> None:
+def test_what_is_not_whole_is_not_kept_and_edits_of_it_are(volume: Volume, one: Image, two: Image) -> None:
     volume.boot(one)
     (volume.layout.comfyui / "main.py").unlink()
+    volume.write("comfyui_version.py", "edited")
     volume.boot(two)
-    assert not (volume.layout.releases / one.release / "main.py").exists()
+    assert os.listdir(volume.layout.releases) == []
+    assert (volume.layout.edits / one.release / "comfyui_version.py").read_text() == "edited"
     assert is_whole(volume, two)
 
 
@@ -687,3 +688,27 @@ def test_a_pipe_among_migrations_is_not_waited_for(volume: Volume, one: Image, t
     volume.boot(two)
     database(volume.layout.comfyui / "user" / "comfyui.db", "0002_x")
     assert volume.boot(one).plan.action == "return"
+
+
+@pytest.mark.root
+def test_bytecode_that_root_has_left_does_not_stop_an_upgrade() -> None:
+    """As `docker exec` leaves it: nobody else may delete it, or the folder that it is in."""
+    with common_folder() as folder:
+        volume, images = Volume(folder / "workspace"), [image(folder, number) for number in "123"]
+        volume.boot(images[0])
+        for path in (volume.root, *volume.root.rglob("*")):
+            os.chown(path, 12345, 12345, follow_symlinks=False)
+        cache = volume.layout.comfyui / "comfy" / "ldm" / "__pycache__"
+        cache.mkdir(exist_ok=True)
+        (cache / "m.pyc").write_bytes(b"code")
+
+        def boots() -> list[str]:
+            os.setresgid(12345, 12345, 12345)
+            os.setresuid(12345, 12345, 12345)
+            found: list[str] = []
+            for brought in (images[1], images[2], images[2]):
+                found.append(volume.boot(brought).plan.action)
+                core.settle(volume.layout)
+            return found
+
+        assert in_child(boots) == ["upgrade", "upgrade", "keep"]
