@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfypod import files
 from comfypod.workspace import state
+from comfypod.workspace.release import CACHE, MARK
 
 if TYPE_CHECKING:
     from comfypod.workspace.layout import Layout
@@ -174,8 +175,17 @@ def _rename(layout: Layout, move: Move) -> None:
             # It is done: what is at `source` now, if anything, has taken the place of what was moved away.
             return
         set_aside(layout, target)
+    if target.is_relative_to(layout.staging) and not _is_ours(source):
+        # Put there since the renames were noted; what is in the staging folder will be deleted.
+        set_aside(layout, source)
+        return
     with contextlib.suppress(FileNotFoundError):
         source.rename(target)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether what leaves for good can only be ours: a link, the mark, bytecode, or nothing."""
+    return path.is_symlink() or path.name in (MARK, CACHE) or not os.path.lexists(path)
 
 
 def set_aside(layout: Layout, path: Path, folder: str = "found") -> Path:

@@ -712,3 +712,24 @@ def test_bytecode_that_root_has_left_does_not_stop_an_upgrade() -> None:
             return found
 
         assert in_child(boots) == ["upgrade", "upgrade", "keep"]
+
+
+def test_what_was_written_while_an_upgrade_was_open_is_kept(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    """A boot was killed before it came to this name, and the user put a file of their own there."""
+    volume.persist = "link"
+    volume.boot(one)
+    main = volume.layout.comfyui / "main.py"
+    for step in range(1, 200):
+        trial = volume.copy(tmp_path / "trial")
+        end = suffer(lambda trial=trial: trial.boot(two), step, "kill", tmp_path / "notes")  # type: ignore[misc]
+        if end == "done":
+            break
+        place = trial.layout.comfyui / main.name
+        place.unlink(missing_ok=True)
+        place.write_text("mine")
+        trial.boot(two)
+        assert any(path.read_text() == "mine" for path in trial.root.rglob("main.py*") if not path.is_symlink()), step
+        shutil.rmtree(trial.root)
+    assert step > 20
