@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from comfypod import files
 from comfypod.errors import HostError, Problem, StorageError
+from comfypod.release import USER_FOLDERS
 from comfypod.workspace.layout import Layout
-from comfypod.workspace.release import USER_FOLDERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -15,7 +15,7 @@ from comfypod.host.store import Building, Store, disk_errors, with_data_hint
 from comfypod.lock.schema import encode
 from comfypod.log import human_bytes
 from comfypod.manifest.values import GitSource, PathSource
-from comfypod.workspace.release import MARK, describe
+from comfypod.release import MARK, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from comfypod import files, podfile
-from comfypod.boot import identity
+from comfypod import release as releases
 from comfypod.errors import HostError, IntegrityError, Problem, StorageError
 from comfypod.host.startable import held
 from comfypod.log import human_bytes
@@ -15,7 +15,6 @@ from comfypod.result import Result
 from comfypod.settings import resolve
 from comfypod.workspace import core, journal, run, state
 from comfypod.workspace import plan as plans
-from comfypod.workspace import release as releases
 from comfypod.workspace.switch import Image
 
 if TYPE_CHECKING:
@@ -265,10 +264,11 @@ def _become_owner(layout: Layout) -> None:
     facts = layout.records.stat() if layout.records.is_dir() else None
     if facts is not None and os.geteuid() == 0 and facts.st_uid != 0:
         try:
-            identity.assume(facts.st_uid, facts.st_gid)
+            os.setgroups([facts.st_gid])
+            os.setresgid(facts.st_gid, facts.st_gid, facts.st_gid)
+            os.setresuid(facts.st_uid, facts.st_uid, facts.st_uid)
         except OSError as error:
             raise files.storage_error(error, f"cannot become the owner of {layout.records}") from error
-        identity.settle()
 
 
 def _kind(decided: Plan) -> str:

@@ -19,7 +19,7 @@ from comfypod.image.sbom import with_system
 from comfypod.lock.sources import index_url, obtain
 from comfypod.log import Console
 from comfypod.manifest.values import GitSource, Source
-from comfypod.workspace.release import MARK, describe
+from comfypod.release import MARK, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import files
+from comfypod import release as releases
 from comfypod.errors import InstallError, Problem, StorageError
+from comfypod.release import USER_FOLDERS
 from comfypod.workspace import journal, state, switch
 from comfypod.workspace import plan as plans
-from comfypod.workspace import release as releases
-from comfypod.workspace.release import USER_FOLDERS
 from comfypod.workspace.switch import Image, tidy
 
 if TYPE_CHECKING:
@@ -60,14 +60,12 @@ def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, networ
     """
     if os.path.lexists(layout.comfyui) and not layout.comfyui.is_dir():
         raise StorageError(f"{layout.comfyui} is there and is no folder", "move it away; nothing was written")
-    found = state.read(layout.state)
     volume = plans.look(layout)
     plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
     links = plan.action == "keep" and plan.mode == "link"
     if links and not switch.leads(layout.comfyui / "main.py", image.tree / "main.py"):
         return replace(plan, action="convert", reason="its links lead elsewhere"), volume
-    attempts = found.attempts if found is not None else 0
-    if choice := plans.after_attempts(plan, volume, image.release, attempts):
+    if choice := plans.after_attempts(plan, volume, image.release):
         volume = replace(volume, choice=choice)
         plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
     return plan, volume

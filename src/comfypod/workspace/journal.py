@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod import files
+from comfypod.release import CACHE, MARK
 from comfypod.workspace import state
-from comfypod.workspace.release import CACHE, MARK
 
 if TYPE_CHECKING:
     from comfypod.workspace.layout import Layout
@@ -161,7 +161,7 @@ def finish(layout: Layout, transaction: Transaction) -> None:
     for move in transaction.moves:
         _rename(layout, move)
     for folder in sorted(folders):
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_relative_to(layout.staging):
             files.fsync_folder(folder)
     state.write(layout.state, transaction.after)
     layout.journal.unlink(missing_ok=True)

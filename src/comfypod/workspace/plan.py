@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comfypod import files
-from comfypod.workspace import release as releases
+from comfypod import release as releases
+from comfypod.release import USER_FOLDERS, Mode, Release
 from comfypod.workspace import state
-from comfypod.workspace.release import USER_FOLDERS, Mode, Release
 
 if TYPE_CHECKING:
     from comfypod.workspace.layout import Layout
@@ -41,8 +41,8 @@ class Choice:
 class Volume:
     """What was found.
 
-    `here` is the release in place; `bare` says that there is at most the user's folders; `trial`, that `here` has not
-    been ready yet; `reachable`, that all of the core can be renamed to and from the rest of the workspace.
+    `here` is the release in place; `bare` says that there is at most the user's folders; `attempts` counts as in
+    the state; `reachable` says that all of the core can be renamed to and from the rest of the workspace.
     """
 
     here: Release | None
@@ -51,7 +51,7 @@ class Volume:
     kept: str = ""
     choice: Choice | None = None
     reachable: bool = True
-    trial: bool = False
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def look(layout: Layout) -> Volume:
         kept=_kept(layout, found.previous if found is not None else "") if here is None or here.mode == "move" else "",
         choice=read_choice(layout),
         reachable=not root.is_symlink() and not any(_in_core(root, point) for point in mounts_below(layout)),
-        trial=found is not None and found.attempts > 0,
+        attempts=found.attempts if found is not None else 0,
     )
 
 
@@ -204,9 +204,9 @@ def _in_core(comfyui: Path, point: Path) -> bool:
     return point == comfyui or (comfyui in point.parents and point.relative_to(comfyui).parts[0] not in USER_FOLDERS)
 
 
-def after_attempts(plan: Plan, volume: Volume, wanted: str, attempts: int) -> Choice | None:
+def after_attempts(plan: Plan, volume: Volume, wanted: str) -> Choice | None:
     """Return the decision to go back: boots of an upgrade ended again and again before ComfyUI was ready."""
     here = volume.here
-    if plan.action != "keep" or attempts <= ATTEMPTS or here is None or not volume.kept:
+    if plan.action != "keep" or volume.attempts <= ATTEMPTS or here is None or not volume.kept:
         return None
-    return Choice(volume.kept, wanted, f"{here.name} was not ready in {attempts - 1} boots")
+    return Choice(volume.kept, wanted, f"{here.name} was not ready in {volume.attempts - 1} boots")

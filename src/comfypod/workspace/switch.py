@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from comfypod import copying, files
+from comfypod import release as releases
 from comfypod.errors import StorageError
 from comfypod.log import human_bytes
+from comfypod.release import CACHE, MARK, Release
 from comfypod.workspace import database, journal, state
 from comfypod.workspace import plan as plans
-from comfypod.workspace import release as releases
 from comfypod.workspace.journal import Move, Transaction, free_name
-from comfypod.workspace.release import CACHE, MARK, Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
     previous = old.name if keeps and old is not None else volume.kept
     if plan.release == previous or plan.mode == "link":
         previous = ""
-    elif keeps and volume.trial and volume.kept:
+    elif keeps and volume.attempts and volume.kept:
         # What has never been ready is nothing to go back to.
         previous = volume.kept
     after = _after(layout, image, plan, previous, attempts=1 if keeps else 0)
@@ -108,11 +108,11 @@ def tidy(layout: Layout) -> None:
     Raises:
         OSError: the disk failed; the next call goes on.
     """
-    found = state.read(layout.state)
     try:
         names = {entry.name for entry in os.scandir(layout.releases) if entry.is_dir(follow_symlinks=False)}
     except FileNotFoundError:
         return
+    found = state.read(layout.state)
     for name in sorted(names - {found.previous if found is not None else min(names, default="")}):
         _drop(layout, name)
 

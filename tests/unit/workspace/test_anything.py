@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from comfypod import release as releases
 from comfypod.errors import StorageError
 from comfypod.workspace import core
-from comfypod.workspace import release as releases
 from tests.kit.killer import suffer
 from tests.kit.volumes import Volume, image
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod import files
+from comfypod import release as releases
 from comfypod.errors import InstallError, StorageError
+from comfypod.release import MARK, USER_FOLDERS
 from comfypod.workspace import core, journal, plan, state
-from comfypod.workspace import release as releases
-from comfypod.workspace.release import MARK, USER_FOLDERS
 from comfypod.workspace.switch import Image
 from tests.kit.disks import tmpfs
 from tests.kit.killer import suffer
