@@ -47,7 +47,7 @@ def status(layout: Layout) -> Result:
         "previous": volume.kept,
         "stays": volume.choice.reason if volume.choice else "",
         "environment": found.environment if found else "",
-        "attempts": found.attempts if found else 0,
+        "attempts": max(found.attempts - 1, 0) if found else 0,
         "writer": found.writer if found else "",
         "schema": found.schema if found else 0,
         "unfinished": open_.action if open_ else "",
@@ -73,7 +73,7 @@ def plan(layout: Layout) -> Result:
         text = f"finish: the {open_.action} to {open_.after.release} that was interrupted; {left}"
         return Result("workspace plan", {"action": "finish", "release": open_.after.release, "edits": []}, text)
     decided, volume = _decide(layout, image, settings)
-    edits = _edited(layout, decided, volume)
+    edits = core.leaving(layout, decided, volume)
     data = {**asdict(decided), "from": volume.here.name if volume.here else "", "edits": list(edits)}
     lines = [f"{decided.action}: ComfyUI {decided.release} as {_kind(decided)}; {decided.reason}"]
     if plans.keeps(decided, volume) and volume.here is not None:
@@ -217,13 +217,6 @@ def _looked(layout: Layout) -> Volume:
 
 def _network(layout: Layout) -> bool:
     return plans.is_network(layout, plans.mount_table())
-
-
-def _edited(layout: Layout, decided: Plan, volume: Volume) -> tuple[str, ...]:
-    """Return the user's changes of the core that leave with it."""
-    if volume.here is None or decided.action not in ("upgrade", "return", "convert"):
-        return ()
-    return releases.changes(volume.here, layout.comfyui).users
 
 
 def _edits(layout: Layout) -> list[str]:

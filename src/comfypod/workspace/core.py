@@ -87,7 +87,7 @@ def bring(
         raise InstallError(f"{image.tree} holds no ComfyUI", "run `comfypod up` again, or pull the image again")
     started = time.monotonic()
     try:
-        recover(layout)
+        left = recover(layout)
     except OSError as error:
         if not layout.comfyui.is_dir():
             raise files.storage_error(error, f"cannot finish what was begun in {layout.root}") from error
@@ -95,11 +95,11 @@ def bring(
     plan, volume = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
     core = carry_out(layout, image, plan, volume, advance)
     make_user_folders(layout)
-    return replace(core, seconds=time.monotonic() - started)
+    return replace(core, seconds=time.monotonic() - started, problems=(*left, *core.problems))
 
 
-def recover(layout: Layout) -> None:
-    """Finish or undo what a killed boot left open, and drop what is kept no longer.
+def recover(layout: Layout) -> tuple[Problem, ...]:
+    """Finish or undo what a killed boot left open, drop what is kept no longer; return what is wrong with the latter.
 
     Raises:
         StorageError: a newer comfypod wrote the workspace.
@@ -110,7 +110,7 @@ def recover(layout: Layout) -> None:
         if folder.is_symlink():
             raise OSError(errno.ELOOP, "a link stands where a folder is needed", str(folder))
     journal.recover(layout)
-    tidied(layout)
+    return tidied(layout)
 
 
 def tidied(layout: Layout) -> tuple[Problem, ...]:
@@ -161,6 +161,13 @@ def go_back(layout: Layout, instead_of: str, environment: str, reason: str) -> C
     except OSError as error:
         raise files.storage_error(error, f"cannot go back in {layout.comfyui}") from error
     return Core(plan, layout.comfyui, layout.comfyui, plan.release, problems=problems)
+
+
+def leaving(layout: Layout, plan: Plan, volume: Volume) -> tuple[str, ...]:
+    """Return the user's changes of the core that leave with it when the plan is carried out."""
+    if volume.here is None or plan.action not in ("upgrade", "return", "convert"):
+        return ()
+    return releases.changes(volume.here, layout.comfyui).users
 
 
 def ensure_way_back(layout: Layout, volume: Volume) -> None:
@@ -278,11 +285,8 @@ def _problem(error: StorageError) -> Problem:
 
 def _told_edits(layout: Layout, plan: Plan, volume: Volume) -> tuple[Problem, ...]:
     """Say which of the user's changes leave with the core that is there."""
-    old = volume.here
-    if old is None or plan.action not in ("upgrade", "return", "convert"):
-        return ()
-    edited = releases.changes(old, layout.comfyui).users
-    if not edited:
+    old, edited = volume.here, leaving(layout, plan, volume)
+    if old is None or not edited:
         return ()
     kept = plans.keeps(plan, volume)
     folder = (layout.releases if kept else layout.edits) / old.name
