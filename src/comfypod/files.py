@@ -291,6 +291,25 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def try_lock(handle: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file (flock(2)) without waiting; False when another has it, None where there are no locks.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return True
+
+
 class FolderLock:
     """An advisory lock (flock(2)) on a file, held by this process until `release` or its end."""
 
@@ -309,21 +328,19 @@ class FolderLock:
         Raises:
             BusyError: someone else holds it.
         """
-        import fcntl
-
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            locked = try_lock(handle)
+        except OSError:
             os.close(handle)
-            raise BusyError(f"{self.path.parent} is in use by another process") from error
-        except OSError as error:
-            os.close(handle)
-            if error.errno in _UNSUPPORTED:
-                return False
             raise
-        self._handle = handle
-        return True
+        if locked:
+            self._handle = handle
+            return True
+        os.close(handle)
+        if locked is None:
+            return False
+        raise BusyError(f"{self.path.parent} is in use by another process")
 
     @property
     def descriptors(self) -> tuple[int, ...]:

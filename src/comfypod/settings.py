@@ -168,6 +168,13 @@ TABLE: tuple[Setting, ...] = (
         "when ComfyUI fails for good: `stay` up for repair, or `exit` with its code",
     ),
     Setting("stop_seconds", ("COMFYPOD_STOP_SECONDS",), "4", _seconds, "how long a service may take to stop"),
+    Setting(
+        "wait_seconds",
+        ("COMFYPOD_WAIT_SECONDS",),
+        "900",
+        _seconds,
+        "how long a boot waits for another pod that prepares the same workspace",
+    ),
     Setting("allow_cpu", ("COMFYPOD_ALLOW_CPU",), "off", _switch, "run on the CPU where the image's GPU is missing"),
     Setting("puid", ("PUID",), "", _number, "user id that services run as, in an image that is started as root"),
     Setting("pgid", ("PGID",), "", _number, "group id that services run as; without one, that of `puid`"),
@@ -195,6 +202,7 @@ class Settings:
     jupyter_password: str
     on_failure: str
     stop_seconds: float
+    wait_seconds: float
     allow_cpu: bool
     puid: str
     pgid: str

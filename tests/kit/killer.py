@@ -42,8 +42,8 @@ class Steps:
             os.write(self._notes, f"{self.count} {name} {' '.join(map(str, words))}\n".encode())
             if self.count != self._target:
                 return
-            if self._fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self._fault in ("kill", "stop"):
+                os.kill(os.getpid(), signal.SIGKILL if self._fault == "kill" else signal.SIGSTOP)
                 time.sleep(60)
         raise OSError(getattr(errno, self._fault), os.strerror(getattr(errno, self._fault)), *map(str, words[:1]))
 
@@ -102,7 +102,7 @@ def suffer(work: Callable[[], object], step: int, fault: str, notes: Path) -> st
 
 
 def main() -> int:
-    """Take N, the fault (`kill` or an errno's name) and the notes' path, then comfypod's own arguments."""
+    """Take N, the fault (`kill`, `stop` for SIGSTOP, an errno's name), the notes' path, and comfypod's arguments."""
     target, fault, notes, *arguments = sys.argv[1:]
     from comfypod.__main__ import main as comfypod
 

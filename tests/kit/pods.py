@@ -30,6 +30,10 @@ _IMAGE = """
 import sys, time
 from functools import partial
 from pathlib import Path
+if len(sys.argv[2].split(":")) == 3:
+    from tests.kit.killer import Steps
+    step, fault, notes = sys.argv.pop(2).split(":")
+    Steps(int(step), fault, Path(notes)).install()
 from comfypod import cli
 from comfypod.boot import main
 from comfypod.boot.context import Surroundings
@@ -121,9 +125,9 @@ def image_site(folder: Path, python: str, behaviour: standin.Orders | None = Non
     return site
 
 
-def image_command(site: Site) -> tuple[str, ...]:
-    """Return what starts boot in a place of `image_site`, after Python."""
-    return ("-c", _IMAGE, str(site.folder / "root" / "ComfyUI"))
+def image_command(site: Site, *, fault: str = "") -> tuple[str, ...]:
+    """Return what starts boot in a place of `image_site`, after Python; `fault` is the killer's `step:fault:notes`."""
+    return ("-c", _IMAGE, str(site.folder / "root" / "ComfyUI"), *([fault] if fault else []))
 
 
 @dataclass

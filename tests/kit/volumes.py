@@ -11,7 +11,7 @@ from comfypod.workspace.layout import Layout
 from comfypod.workspace.switch import Image
 from tests.kit import standin
 
-VOLATILE = frozenset({"state.json", "choice.json", "lock"})
+VOLATILE = frozenset({"state.json", "choice.json"})
 
 
 def image(folder: Path, release: str) -> Image:

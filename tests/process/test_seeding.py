@@ -15,14 +15,14 @@ from tests.kit.pods import Site, booted, comfypod
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_VOLATILE = {"lock", "run.json", "boot.log", "comfyui.log"}
+_VOLATILE = {"run.json", "boot.log", "comfyui.log"}
 
 
 def _contents(root: Path) -> dict[str, str]:
     """Return every file of a workspace with what is in it; the token by its length, as it is random."""
     found = {}
     for path in sorted(root.rglob("*")):
-        if path.name in _VOLATILE or "__pycache__" in path.parts:
+        if path.name in _VOLATILE or {"__pycache__", "pods"}.intersection(path.parts):
             continue
         name = str(path.relative_to(root))
         if path.is_symlink():

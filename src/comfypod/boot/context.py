@@ -12,7 +12,6 @@ from comfypod.boot.identity import Identity, current
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from comfypod import files
     from comfypod.boot.health import Health, StageView
     from comfypod.errors import Problem
     from comfypod.log import Console
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from comfypod.settings import Settings
     from comfypod.workspace.core import Core
     from comfypod.workspace.layout import Layout
+    from comfypod.workspace.lease import Lease
 
 Policy = Literal["stop", "degrade"]
 
@@ -47,7 +47,7 @@ class Context:
     health: Health
     console: Console
     cancelled: Callable[[], bool]
-    lock: files.FolderLock
+    lease: Lease
     taken: Callable[[], None]
     surroundings: Surroundings = field(default_factory=Surroundings)
     identity: Identity = field(default_factory=current)

@@ -134,7 +134,7 @@ def take_on(workspace: Path, puid: str, pgid: str, mounts: Sequence[Path] = ()) 
             raise _unusable(path, wanted)
         return wanted
     if folder is None:
-        workspace.mkdir(parents=True)
+        workspace.mkdir(parents=True, exist_ok=True)
     try:
         assume(wanted.uid, wanted.gid)
     except OSError as error:

@@ -93,7 +93,10 @@ def comfyui(
     if core.core != core.base:
         # ComfyUI's database library undoes percent-escapes, and takes `?` for the begin of options.
         database = f"sqlite:///{quote(str(core.base / 'user' / 'comfyui.db'))}"
-        argv += ["--base-directory", str(core.base), "--database-url", database]
+        argv += ["--base-directory", str(core.base)] + (["--database-url", database] if core.alone else [])
+    if not core.alone:
+        # ComfyUI locks its database: one process has it.
+        argv += ["--database-url", "sqlite:///:memory:"]
     safe = (*argv, SAFE_MODE_ARGUMENT)
     return Service(
         name="comfyui",

@@ -20,12 +20,13 @@ from comfypod.boot.logfile import LogFile
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES
 from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
-from comfypod.files import FolderLock, storage_error
+from comfypod.files import storage_error
 from comfypod.ports import connect_host, http_url
 from comfypod.result import Result, failure
 from comfypod.workspace import run
-from comfypod.workspace.core import forgive, go_back, settle
+from comfypod.workspace.core import Core, forgive, go_back, settle
 from comfypod.workspace.layout import Layout
+from comfypod.workspace.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -57,9 +58,9 @@ class Supervisor:
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
-        lock = FolderLock(layout.lock)
+        lease = Lease(layout.pods)
         self._context = Context(
-            pod, settings, layout, self.health, console, self._stop.is_set, lock, self._taken, surroundings
+            pod, settings, layout, self.health, console, self._stop.is_set, lease, self._taken, surroundings
         )
         for problem in settings.problems:
             self._report(problem)
@@ -142,12 +143,17 @@ class Supervisor:
         self._console.problem(problem)
 
     async def _boot(self) -> None:
+        prepared = await self._stages()
+        await self._noted(lambda _: self._context.lease.run())
+        if prepared and not self._stop.is_set():
+            self.health.note("stages done")
+            self._start_services()
+
+    async def _stages(self) -> bool:
         for stage, view in zip(STAGES, self.health.stages, strict=True):
             if self._stop.is_set() or not await self._stage(stage, view):
-                return
-        self.health.note("stages done")
-        if not self._stop.is_set():
-            self._start_services()
+                return False
+        return True
 
     async def _stage(self, stage: Stage, view: StageView) -> bool:
         """Run one stage in a thread, so that probes are answered meanwhile; False ends the boot."""
@@ -211,7 +217,7 @@ class Supervisor:
         """Take back an upgrade whose ComfyUI does not start."""
         context, reason = self._context, sentence(failed)
         try:
-            core = await asyncio.to_thread(go_back, self._layout, self._pod.release, self._pod.environment_key, reason)
+            core = await asyncio.to_thread(self._back, reason)
         except ComfypodError as error:
             self._given_up(failed, final=True)
             self._report(Problem(error.code, error.message, error.hint))
@@ -229,6 +235,20 @@ class Supervisor:
         self.health.services.remove(failed)
         if not self._stop.is_set():
             self._start_comfyui()
+
+    def _back(self, reason: str) -> Core:
+        lease = self._context.lease
+        try:
+            lease.prepare()
+            try:
+                if others := lease.others():
+                    told = f"the pod on {others[0].host} uses {self._layout.comfyui} as well, so it is not taken back"
+                    raise BusyError(told, "stop that pod, then start this one again")
+                return go_back(self._layout, self._pod.release, self._pod.environment_key, reason)
+            finally:
+                lease.run()
+        except OSError as error:
+            raise storage_error(error, f"cannot go back in {self._layout.comfyui}") from error
 
     async def _settle(self, service: Supervised) -> None:
         """Keep an upgrade whose ComfyUI was ready."""
@@ -345,18 +365,26 @@ class Supervisor:
         for service in self.health.services:
             await service.stop()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._ours and (left := await asyncio.to_thread(run.end_orphans, self._layout.root)):
+        if self._ours and (left := await asyncio.to_thread(self._end_orphans)):
             self._console.line(f"ended {left} processes that services had left running")
         if defects := [result for result in results if isinstance(result, BaseException)]:
             self._clean_up()
             raise defects[0]
 
+    def _end_orphans(self) -> int:
+        """End what services have left, unless it may be another pod's, which has the same mark."""
+        with contextlib.suppress(OSError):
+            if not self._context.lease.others():
+                return run.end_orphans(self._layout.root)
+        return 0
+
     def _clean_up(self) -> None:
         """Leave nothing that says that this pod runs."""
         if self._ours:
             with contextlib.suppress(OSError):
-                self._layout.run_record.unlink(missing_ok=True)
-            self._context.lock.release()
+                if (record := run.read(self._layout.run_record)) and record.boot == self.health.process:
+                    self._layout.run_record.unlink(missing_ok=True)
+        self._context.lease.release()
         self._console.line("stopped")
         for log in self._logs:
             log.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from comfypod import files
 from comfypod.boot import identity
@@ -12,7 +12,7 @@ from comfypod.boot.context import StageCancelledError
 from comfypod.errors import BusyError, Problem
 from comfypod.log import human_bytes
 from comfypod.workspace import link, run, state
-from comfypod.workspace.core import Core, bring, count, image_of
+from comfypod.workspace.core import Core, bring, changes, count, image_of, join
 from comfypod.workspace.plan import is_network, mount_table, unescaped
 
 if TYPE_CHECKING:
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
     from comfypod.boot.context import Context
     from comfypod.boot.health import StageView
+    from comfypod.workspace.lease import Pod
+
+
+class Wanted(TypedDict):
+    """What the settings and the disk say of the core."""
+
+    persist: str
+    upgrade: str
+    network: bool
 
 
 def prepare_workspace(context: Context, view: StageView) -> str:
@@ -28,9 +37,9 @@ def prepare_workspace(context: Context, view: StageView) -> str:
     try:
         _become(context)
         state.read(layout.state)
-        _take(context)
+        _take(context, view)
         _warn(context)
-        core = context.core = count(layout, _bring(context, view))
+        core = context.core = _core(context, view)
         context.token, context.token_made = _token(context)
         linked = _link(context)
     except OSError as error:
@@ -44,13 +53,22 @@ def prepare_workspace(context: Context, view: StageView) -> str:
     return _told(core) + linked
 
 
-def _bring(context: Context, view: StageView) -> Core:
-    settings = context.settings
-    return bring(
-        context.layout, image_of(context.pod), persist=settings.persist,
-        upgrade=settings.upgrade, network=is_network(context.layout, mount_table(context.surroundings.mounts)),
-        advance=_progress(context, view),
-    )  # fmt: skip
+def _core(context: Context, view: StageView) -> Core:
+    """Give the volume the image's core; while others use it, use what is there."""
+    settings, layout, lease, image = context.settings, context.layout, context.lease, image_of(context.pod)
+    wanted: Wanted = {
+        "persist": settings.persist, "upgrade": settings.upgrade,
+        "network": is_network(layout, mount_table(context.surroundings.mounts)),
+    }  # fmt: skip
+    users = lease.users()
+    if users and changes(layout, image, **wanted):
+        lease.wait(lease.unknown_user, _waiting(context, view, "may still use the workspace"))
+        users = lease.users()
+    if users:
+        return join(layout, image, users[0].host or "another machine", **wanted)
+    if ended := run.end_orphans(layout.root):
+        context.console.line(f"ended {ended} processes that a killed boot had left running")
+    return count(layout, bring(layout, image, **wanted, advance=_progress(context, view)))
 
 
 def _become(context: Context) -> None:
@@ -94,23 +112,45 @@ def _token(context: Context) -> tuple[str, bool]:
     return (given, False) if given else state.keep_token(context.layout.token)
 
 
-def _take(context: Context) -> None:
-    layout = context.layout
+def _take(context: Context, view: StageView) -> None:
+    """Take the workspace, after those who prepare it now. On a host it is one pod's; containers may share it."""
+    layout, lease = context.layout, context.lease
+    if not context.in_image:
+        _ensure_nobody(context, view)
     for folder in (layout.root, layout.records, layout.logs):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        locked = context.lock.acquire()
-    except BusyError as error:
-        raise run.in_use(layout.root, layout.run_record) from error
-    if not locked:
-        if run.running(layout.run_record) is not None:
-            raise run.in_use(layout.root, layout.run_record)
-        context.console.warning(f"{layout.root} has no file locks: make sure that no other machine uses it")
-    if ended := run.end_orphans(layout.root):
-        context.console.line(f"ended {ended} processes that a killed boot had left running")
+    lease.take()
+    if not context.in_image:
+        _ensure_nobody(context, view)
+    limit = context.settings.wait_seconds
+    if first := lease.wait(lease.ahead, _waiting(context, view, "prepares the workspace"), limit):
+        hint = "look at what that pod says; COMFYPOD_WAIT_SECONDS allows more"
+        raise BusyError(f"the pod on {first.host} has prepared {layout.root} for more than {limit:.0f} s", hint)
     context.taken()
     if context.in_image:
         context.environ = identity.environ(os.environ, layout.home)
+
+
+def _ensure_nobody(context: Context, view: StageView) -> None:
+    lease, layout = context.lease, context.layout
+    lease.wait(lease.unknown, _waiting(context, view, "may still use the workspace"))
+    if lease.others():
+        raise run.in_use(layout.root, layout.run_record)
+
+
+def _waiting(context: Context, view: StageView, what: str) -> Callable[[Pod, float], None]:
+    """Return what shows for whom we wait: once on the console, and with its seconds in the status."""
+    told: set[int] = set()
+
+    def tell(pod: Pod, seconds: float) -> None:
+        view.detail = f"waiting for the pod on {pod.host or 'another machine'}, which {what}: {seconds:.0f} s"
+        if pod.number not in told:
+            told.add(pod.number)
+            context.console.line(view.detail.rpartition(":")[0])
+        if context.cancelled():
+            raise StageCancelledError
+
+    return tell
 
 
 def _progress(context: Context, view: StageView) -> Callable[[int], None]:
@@ -118,6 +158,7 @@ def _progress(context: Context, view: StageView) -> Callable[[int], None]:
         view.detail = f"copied {human_bytes(done)}"
         if context.cancelled():
             raise StageCancelledError
+        context.lease.ensure()
 
     return advance
 

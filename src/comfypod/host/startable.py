@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from comfypod import files, ports
-from comfypod.errors import BusyError
 from comfypod.workspace import run, state
+from comfypod.workspace.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,22 +19,29 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def held(layout: Layout) -> Iterator[None]:
-    """Hold the workspace for a moment, as boot does for as long as it runs.
+    """Have the workspace for ourselves for a moment, as boot does while it prepares it.
 
     Raises:
-        BusyError: a pod holds it.
+        BusyError: a pod uses it, or one of another machine may.
         StorageError: it cannot be used.
     """
-    lock = files.FolderLock(layout.lock)
+    lease = Lease(layout.pods)
     try:
-        lock.acquire()
+        _ensure_nobody(layout, lease)
+        lease.take()
+        _ensure_nobody(layout, lease)
         yield
-    except BusyError as error:
-        raise run.in_use(layout.root, layout.run_record) from error
     except OSError as error:
         raise files.storage_error(error, f"cannot use the workspace {layout.root}") from error
     finally:
-        lock.release()
+        lease.release()
+
+
+def _ensure_nobody(layout: Layout, lease: Lease) -> None:
+    """Wait until it is known whether the pods of other machines live, which takes less than a minute."""
+    lease.wait(lease.unknown, lambda _pod, _seconds: None)
+    if lease.others():
+        raise run.in_use(layout.root, layout.run_record)
 
 
 def ensure_unused(layout: Layout, *, as_owner: bool = True) -> None:
@@ -53,7 +60,7 @@ def ensure_unused(layout: Layout, *, as_owner: bool = True) -> None:
     except OSError as error:
         raise files.storage_error(error, f"cannot use the workspace {layout.root}") from error
     files.make_folder(layout.records if as_owner else layout.root)
-    if as_owner or os.access(layout.lock, os.W_OK):
+    if as_owner or os.access(layout.pods, os.W_OK):
         with held(layout):
             run.end_orphans(layout.root)
 

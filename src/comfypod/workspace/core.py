@@ -30,6 +30,7 @@ class Core:
     """Where ComfyUI's core and the user's folders are, and what was done for that.
 
     `trial` says that this release has not been ready yet after an upgrade, and that there is one to go back to.
+    `alone` says that no other pod uses the workspace.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Core:
     bytes: int = 0
     seconds: float = 0.0
     trial: bool = False
+    alone: bool = True
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -69,6 +71,41 @@ def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, networ
         volume = replace(volume, choice=choice)
         plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
     return plan, volume
+
+
+def changes(layout: Layout, image: Image, *, persist: str, upgrade: str, network: bool) -> bool:
+    """Whether a boot would change the core now, so that it must be alone.
+
+    Raises:
+        StorageError: a newer comfypod wrote the workspace, or what is there cannot be used.
+        OSError: it cannot be read.
+    """
+    if journal.read(layout) is not None:
+        return True
+    plan, _ = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
+    return plan.action not in ("keep", "image")
+
+
+def join(layout: Layout, image: Image, host: str, *, persist: str, upgrade: str, network: bool) -> Core:
+    """Use a workspace beside the pod of another host, changing neither its core nor its records.
+
+    Raises:
+        StorageError: a newer comfypod wrote the workspace, or what is there cannot be used.
+        OSError: it cannot be read.
+    """
+    plan, volume = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
+    told = f"the pod on {host} uses this workspace as well; each shows its own queue, and this one keeps no database"
+    problem = Problem("shared", told, "give each pod a workspace of its own where that matters")
+    if plan.action == "keep" and journal.read(layout) is None:
+        tree = layout.comfyui if plan.mode == "move" else image.tree
+        return Core(plan, tree, layout.comfyui, plan.release, alone=False, problems=(problem,))
+    here = volume.here.name if volume.here is not None else "its own core"
+    reason = f"the pod on {host} uses {here}"
+    plan = plans.Plan("image", image.release, "link", reason)
+    told = f"{told}; ComfyUI runs from the image: {image.release} can take its place once that pod has stopped"
+    problem = replace(problem, message=told)
+    make_user_folders(layout)
+    return Core(plan, image.tree, layout.comfyui, image.release, alone=False, problems=(problem,))
 
 
 def bring(

@@ -83,9 +83,9 @@ class Layout:
         return self.records / "run.json"
 
     @property
-    def lock(self) -> Path:
-        """Held by the boot that runs now."""
-        return self.records / "lock"
+    def pods(self) -> Path:
+        """A ticket for each pod that uses the workspace now."""
+        return self.records / "pods"
 
     @property
     def pod_file(self) -> Path:

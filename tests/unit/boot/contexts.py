@@ -6,13 +6,14 @@ import io
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from comfypod import files, podfile
+from comfypod import podfile
 from comfypod.boot.context import Context, Surroundings
 from comfypod.boot.health import Health, StageView
 from comfypod.boot.volume import prepare_workspace
 from comfypod.log import Console
 from comfypod.settings import resolve
 from comfypod.workspace.layout import Layout
+from comfypod.workspace.lease import Lease
 from tests.kit import standin
 from tests.kit.pods import free_port
 
@@ -29,7 +30,7 @@ def context_of(
     facts = replace(podfile.load(standin.pod_file(tmp_path, tree)), **pod)
     layout = Layout(tmp_path / "workspace")
     settings = resolve({"workspace": str(layout.root), "port": str(free_port())}, environ or {}, {})
-    console, lock = Console(io.StringIO()), files.FolderLock(layout.lock)
+    console, lease = Console(io.StringIO()), Lease(layout.pods)
     return Context(
         facts,
         settings,
@@ -37,7 +38,7 @@ def context_of(
         Health(facts, 0.0),
         console,
         lambda: cancelled,
-        lock,
+        lease,
         lambda: None,
         Surroundings(tmp_path / "link", tmp_path / "mounts"),
     )

@@ -24,7 +24,7 @@ def context(tmp_path: Path) -> Iterator[Context]:
     """A boot whose workspace is taken and seeded."""
     context = prepared(tmp_path)
     yield context
-    context.lock.release()
+    context.lease.release()
 
 
 def test_custom_nodes_are_listed_as_comfyui_finds_them(context: Context) -> None:

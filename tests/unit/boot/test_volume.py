@@ -33,7 +33,7 @@ def test_a_workspace_is_taken_seeded_and_recorded(tmp_path: Path) -> None:
     told = prepare_workspace(context, view)
     assert told.startswith("seeded ComfyUI 1: ")
     assert view.detail.startswith("copied ")
-    assert context.lock.held
+    assert context.lease.held
     assert context.core is not None
     assert state.read(context.layout.state) == state.State(context.pod.release, "standin", str(context.layout.root))
     assert (context.token_made, context.layout.token.read_text().strip()) == (True, context.token)
@@ -41,7 +41,7 @@ def test_a_workspace_is_taken_seeded_and_recorded(tmp_path: Path) -> None:
     assert {"persist", "release", "schema", "free_bytes"} <= set(facts)
     assert (facts["persist"], facts["release"], facts["schema"]) == ("move", context.pod.release, state.SCHEMA)
     json.dumps(facts)
-    context.lock.release()
+    context.lease.release()
 
 
 def test_a_token_that_was_given_is_used_and_not_kept(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_token_that_was_given_is_used_and_not_kept(tmp_path: Path) -> None:
     prepare_workspace(context, StageView("workspace"))
     assert (context.token, context.token_made) == ("mine", False)
     assert not context.layout.token.exists()
-    context.lock.release()
+    context.lease.release()
 
 
 def test_a_boot_that_is_told_to_stop_puts_its_seeding_away(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_boot_that_is_told_to_stop_puts_its_seeding_away(tmp_path: Path) -> No
         prepare_workspace(context, StageView("workspace"))
     assert not context.layout.comfyui.exists()
     assert not context.layout.staging.exists()
-    context.lock.release()
+    context.lease.release()
 
 
 def test_a_workspace_in_use_is_refused_untouched(context: Context, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_workspace_in_use_is_refused_untouched(context: Context, tmp_path: Pat
         prepare_workspace(context_of(tmp_path), StageView("workspace"))
     assert "comfypod down" in caught.value.hint
     assert {path: path.lstat().st_mtime_ns for path in context.layout.root.rglob("*")} == before
-    context.lock.release()
+    context.lease.release()
 
 
 def test_a_workspace_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
@@ -80,14 +80,13 @@ def test_without_file_locks_a_boot_that_is_alive_still_holds_the_workspace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Doubled: a file system that refuses flock(2) cannot be mounted here."""
-    monkeypatch.setattr(files.FolderLock, "acquire", lambda _: False)
-    context = context_of(tmp_path)
-    context.layout.records.mkdir(parents=True)
-    run.write(context.layout.run_record, run.RunRecord(run.this_process(), "http://127.0.0.1:1"))
+    monkeypatch.setattr(files, "try_lock", lambda _handle, **_: None)
+    first = prepared(tmp_path)
+    run.write(first.layout.run_record, run.RunRecord(run.this_process(), "http://127.0.0.1:1"))
     with pytest.raises(BusyError, match=f"in use by the pod with pid {os.getpid()}"):
-        prepare_workspace(context, StageView("workspace"))
-    context.layout.run_record.unlink()
-    prepare_workspace(context, StageView("workspace"))
+        prepare_workspace(context_of(tmp_path), StageView("workspace"))
+    first.lease.release()
+    prepared(tmp_path).lease.release()
 
 
 MOUNTS = "21 1 0:20 / / rw - overlay overlay rw\n22 21 0:21 / /proc rw - proc proc rw\n"
@@ -156,11 +155,11 @@ def test_f9_folders_without_a_comfyui_get_one_and_a_foreign_one_is_left_alone(tm
     context = context_of(tmp_path)
     assert "seeded ComfyUI 1" in prepare_workspace(context, StageView("workspace"))
     assert (context.layout.comfyui / "custom_nodes").is_dir()
-    context.lock.release()
+    context.lease.release()
     (context.layout.comfyui / ".comfypod-release.json").unlink()
     context = context_of(tmp_path)
     assert "that comfypod did not put there" in prepare_workspace(context, StageView("workspace"))
-    context.lock.release()
+    context.lease.release()
 
 
 def test_on_a_host_nobody_becomes_somebody_else(tmp_path: Path) -> None:
@@ -169,4 +168,4 @@ def test_on_a_host_nobody_becomes_somebody_else(tmp_path: Path) -> None:
     assert (context.identity.uid, context.identity.problem) == (os.geteuid(), None)
     assert context.health.identity == {"uid": os.geteuid(), "gid": os.getegid(), "reason": context.identity.told}
     assert not (tmp_path / "link").exists()
-    context.lock.release()
+    context.lease.release()

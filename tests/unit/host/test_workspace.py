@@ -9,11 +9,11 @@ import pytest
 
 from comfypod import podfile
 from comfypod.errors import BusyError, HostError, StorageError
-from comfypod.files import FolderLock
 from comfypod.host import workspace
 from comfypod.log import Console
 from comfypod.workspace import journal, run, state
 from comfypod.workspace.journal import Move, Transaction
+from comfypod.workspace.lease import Lease
 from tests.kit import standin
 from tests.kit.users import common_folder, in_child
 from tests.kit.volumes import Volume, image
@@ -140,11 +140,11 @@ def test_while_a_pod_runs_the_next_start_does_it(volume: Volume, one: Image, two
 
 def test_a_workspace_that_is_held_is_not_changed(volume: Volume, two: Image) -> None:
     brings(volume, two)
-    lock = FolderLock(volume.layout.lock)
-    lock.acquire()
+    lease = Lease(volume.layout.pods)
+    lease.take()
     with pytest.raises(BusyError):
         workspace.upgrade(volume.layout, QUIET)
-    lock.release()
+    lease.release()
     assert volume.boot(two).plan.action == "upgrade"
 
 
