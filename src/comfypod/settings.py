@@ -123,6 +123,13 @@ TABLE: tuple[Setting, ...] = (
         _one_of("auto", "keep"),
         "`keep` holds a volume at its ComfyUI when the image brings another one",
     ),
+    Setting(
+        "adopt",
+        ("COMFYPOD_ADOPT",),
+        "report",
+        _one_of("report", "auto", "off"),
+        "what other images have left on a volume: say so, take it over at boot, or say nothing",
+    ),
     Setting("port", ("COMFYPOD_PORT",), "8188", _port, "port of ComfyUI"),
     Setting("jupyter", ("COMFYPOD_JUPYTER",), "on", _switch, "whether JupyterLab runs, where it is installed"),
     Setting(
@@ -189,6 +196,7 @@ class Settings:
     listen: str
     persist: str
     upgrade: str
+    adopt: str
     port: int
     jupyter: bool
     jupyter_listen: str

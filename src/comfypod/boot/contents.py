@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.errors import StorageError
 from comfypod.files import write_atomic
+from comfypod.workspace.adopt import adoptions
 
 if TYPE_CHECKING:
     from comfypod.boot.context import Context
@@ -83,6 +84,10 @@ def _write_extra_paths(context: Context, nodes: list[BakedNode]) -> Path | None:
 
 def _extra_paths(context: Context, nodes: list[BakedNode]) -> dict[str, dict[str, str]]:
     body = {f"baked_{node.name}": {"custom_nodes": str(Path(node.path).parent)} for node in nodes}
+    for number, adopted in adoptions(context.layout).items():
+        places = {**adopted.models, **({"custom_nodes": adopted.nodes} if adopted.nodes else {})}
+        if places:
+            body[f"adopted_{number}"] = {"base_path": str(context.layout.root), **places}
     if context.pod.models_path is None:
         return body
     folders = [entry.name for entry in _entries(Path(context.pod.models_path)) if entry.is_dir()]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from comfypod import files
 from comfypod.boot import identity
@@ -12,7 +13,7 @@ from comfypod.boot.context import StageCancelledError
 from comfypod.errors import BusyError, Problem
 from comfypod.log import human_bytes
 from comfypod.workspace import link, run, state
-from comfypod.workspace.core import Core, bring, changes, count, image_of, join
+from comfypod.workspace.core import Core, Wanted, bring, changes, count, image_of, join
 from comfypod.workspace.plan import is_network, mount_table, unescaped
 
 if TYPE_CHECKING:
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from comfypod.boot.context import Context
     from comfypod.boot.health import StageView
     from comfypod.workspace.lease import Pod
-
-
-class Wanted(TypedDict):
-    """What the settings and the disk say of the core."""
-
-    persist: str
-    upgrade: str
-    network: bool
 
 
 def prepare_workspace(context: Context, view: StageView) -> str:
@@ -57,15 +50,15 @@ def _core(context: Context, view: StageView) -> Core:
     """Give the volume the image's core; while others use it, use what is there."""
     settings, layout, lease, image = context.settings, context.layout, context.lease, image_of(context.pod)
     wanted: Wanted = {
-        "persist": settings.persist, "upgrade": settings.upgrade,
+        "persist": settings.persist, "upgrade": settings.upgrade, "adopt": settings.adopt,
         "network": is_network(layout, mount_table(context.surroundings.mounts)),
     }  # fmt: skip
     users = lease.users()
-    if users and changes(layout, image, **wanted):
+    if users and changes(layout, image, wanted):
         lease.wait(lease.unknown_user, _waiting(context, view, "may still use the workspace"))
         users = lease.users()
     if users:
-        return join(layout, image, users[0].host or "another machine", **wanted)
+        return join(layout, image, users[0].host or "another machine", wanted)
     if ended := run.end_orphans(layout.root):
         context.console.line(f"ended {ended} processes that a killed boot had left running")
     return count(layout, bring(layout, image, **wanted, advance=_progress(context, view)))
@@ -119,7 +112,14 @@ def _take(context: Context, view: StageView) -> None:
         _ensure_nobody(context, view)
     for folder in (layout.root, layout.records, layout.logs):
         folder.mkdir(parents=True, exist_ok=True)
-    lease.take()
+    try:
+        lease.take()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Nothing large can be changed on a full disk, and a pod that runs can make room.
+        told = files.storage_error(error, f"cannot say in {layout.pods} that this pod is here")
+        context.warn(Problem(told.code, told.message, told.hint))
     if not context.in_image:
         _ensure_nobody(context, view)
     limit = context.settings.wait_seconds
@@ -198,6 +198,7 @@ _DONE = {
     "return": "went back to ComfyUI {0.version}: {0.plan.reason}",
     "repair": "repaired ComfyUI {0.version}{1}: {0.plan.reason}",
     "convert": "ComfyUI {0.version}{1}: {0.plan.reason}",
+    "adopt": "adopted, with ComfyUI {0.version}{1}: {0.plan.reason}",
     "image": "ComfyUI {0.version} runs from {0.core} over {0.base}, where nothing is changed: {0.plan.reason}",
 }
 

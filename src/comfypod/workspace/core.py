@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from comfypod import files
 from comfypod import release as releases
@@ -54,15 +55,30 @@ def image_of(pod: PodFile) -> Image:
     return Image(pod.release, Path(pod.comfyui_path), pod.environment_key)
 
 
-def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, network: bool) -> tuple[Plan, Volume]:
+class Wanted(TypedDict):
+    """What the settings and the disk say of the core."""
+
+    persist: str
+    upgrade: str
+    adopt: str
+    network: bool
+
+
+def plan_for(
+    layout: Layout, image: Image, *, persist: str, upgrade: str, adopt: str = "report", network: bool
+) -> tuple[Plan, Volume]:
     """Return what a boot would do now, and what it goes by; nothing is changed.
 
     Raises:
         StorageError: a newer comfypod wrote the workspace, or what is there cannot be used.
     """
-    if os.path.lexists(layout.comfyui) and not layout.comfyui.is_dir():
-        raise StorageError(f"{layout.comfyui} is there and is no folder", "move it away; nothing was written")
     volume = plans.look(layout)
+    volume = replace(volume, asked=volume.asked or adopt == "auto")
+    if os.path.lexists(layout.comfyui) and not layout.comfyui.is_dir():
+        adoptable = volume.found is not None and volume.found.core
+        if not (adoptable and volume.asked):
+            hint = "`comfypod workspace adopt --yes` sets it aside, or move it away" if adoptable else "move it away"
+            raise StorageError(f"{layout.comfyui} is there and is no folder", f"{hint}; nothing was written")
     plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
     links = plan.action == "keep" and plan.mode == "link"
     if links and not switch.leads(layout.comfyui / "main.py", image.tree / "main.py"):
@@ -73,7 +89,7 @@ def plan_for(layout: Layout, image: Image, *, persist: str, upgrade: str, networ
     return plan, volume
 
 
-def changes(layout: Layout, image: Image, *, persist: str, upgrade: str, network: bool) -> bool:
+def changes(layout: Layout, image: Image, wanted: Wanted) -> bool:
     """Whether a boot would change the core now, so that it must be alone.
 
     Raises:
@@ -82,18 +98,18 @@ def changes(layout: Layout, image: Image, *, persist: str, upgrade: str, network
     """
     if journal.read(layout) is not None:
         return True
-    plan, _ = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
+    plan, _ = plan_for(layout, image, **wanted)
     return plan.action not in ("keep", "image")
 
 
-def join(layout: Layout, image: Image, host: str, *, persist: str, upgrade: str, network: bool) -> Core:
+def join(layout: Layout, image: Image, host: str, wanted: Wanted) -> Core:
     """Use a workspace beside the pod of another host, changing neither its core nor its records.
 
     Raises:
         StorageError: a newer comfypod wrote the workspace, or what is there cannot be used.
         OSError: it cannot be read.
     """
-    plan, volume = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
+    plan, volume = plan_for(layout, image, **wanted)
     told = f"the pod on {host} uses this workspace as well; each shows its own queue, and this one keeps no database"
     problem = Problem("shared", told, "give each pod a workspace of its own where that matters")
     if plan.action == "keep" and journal.read(layout) is None:
@@ -109,8 +125,9 @@ def join(layout: Layout, image: Image, host: str, *, persist: str, upgrade: str,
 
 
 def bring(
-    layout: Layout, image: Image, *, persist: str, upgrade: str, network: bool, advance: Callable[[int], None]
-) -> Core:
+    layout: Layout, image: Image, *, persist: str, upgrade: str, adopt: str = "report", network: bool,
+    advance: Callable[[int], None],
+) -> Core:  # fmt: skip
     """Make sure that the volume has a ComfyUI; killed anywhere, the next call completes it.
 
     What cannot be done to a volume that has one already, for want of room or because its disk fails, is a problem of
@@ -129,10 +146,28 @@ def bring(
         if not layout.comfyui.is_dir():
             raise files.storage_error(error, f"cannot finish what was begun in {layout.root}") from error
         return _from_image(layout, image, _unfinished(error, layout))
-    plan, volume = plan_for(layout, image, persist=persist, upgrade=upgrade, network=network)
+    wanted: Wanted = {"persist": persist, "upgrade": upgrade, "adopt": adopt, "network": network}
+    plan, volume = plan_for(layout, image, **wanted)
     core = carry_out(layout, image, plan, volume, advance)
+    if volume.asked and volume.found is not None and plan.action not in ("adopt", "image"):
+        # The core was to be changed first.
+        left = (*left, *core.problems)
+        plan, volume = plan_for(layout, image, **wanted)
+        core = carry_out(layout, image, plan, volume, advance)
     make_user_folders(layout)
+    left = (*left, *_told_found(layout, plan, volume, adopt))
     return replace(core, seconds=time.monotonic() - started, problems=(*left, *core.problems))
+
+
+def _told_found(layout: Layout, plan: Plan, volume: Volume, adopt: str) -> tuple[Problem, ...]:
+    """Say what could be adopted; forget that it was asked for once it is done."""
+    if volume.asked and (volume.found is None or plan.action == "adopt"):
+        with contextlib.suppress(OSError):
+            layout.adopting.unlink(missing_ok=True)
+    if volume.found is None or plan.action == "adopt" or adopt == "off":
+        return ()
+    hint = "`comfypod workspace adopt` shows what that would do; COMFYPOD_ADOPT=off says nothing of it"
+    return (Problem("adoptable", f"{layout.root} has what can be adopted: {volume.found.told()}", hint),)
 
 
 def recover(layout: Layout) -> tuple[Problem, ...]:

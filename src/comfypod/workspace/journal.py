@@ -132,10 +132,12 @@ def _is_inside(layout: Layout, move: Move) -> bool:
         ValueError, TypeError: a name is none.
     """
     core, ours = layout.comfyui.name, layout.records.name
-    sources = (f"{core}/", f"{ours}/{layout.staging.name}/", f"{ours}/{layout.releases.name}/")
+    adopted = f"{ours}/{layout.adopted.name}/"
+    sources = (f"{core}/", f"{ours}/{layout.staging.name}/", f"{ours}/{layout.releases.name}/", adopted)
     targets = (*sources, f"{ours}/{layout.edits.name}/")
+    whole = move.source == core and move.target.startswith(adopted)
     return (
-        move.source.startswith(sources)
+        (whole or move.source.startswith(sources))
         and (move.target.startswith(targets) or move.target == core)
         and all(_is_plain(layout, name) for name in (move.source, move.target))
     )

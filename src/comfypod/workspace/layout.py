@@ -48,6 +48,16 @@ class Layout:
         return self.records / "edits"
 
     @property
+    def adopted(self) -> Path:
+        """What stood in `ComfyUI/` before an adoption, and what was adopted: a folder per adoption."""
+        return self.records / "adopted"
+
+    @property
+    def adopting(self) -> Path:
+        """Says that the next boot shall adopt what it finds."""
+        return self.records / "adopt"
+
+    @property
     def choice(self) -> Path:
         """Which release shall stay although the image brings another one."""
         return self.records / "choice.json"

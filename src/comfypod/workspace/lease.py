@@ -129,6 +129,8 @@ class Lease:
             BusyError: another pod may have gone on in our place.
             OSError: the disk failed.
         """
+        if not self.held:
+            return
         late = time.monotonic() - self._beaten > self._patience / 2
         if late or not self._is_there():
             hint = "start the pod again; it waits for that one"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from comfypod import files
 from comfypod import release as releases
 from comfypod.release import USER_FOLDERS, Mode, Release
-from comfypod.workspace import state
+from comfypod.workspace import adopt, state
 
 if TYPE_CHECKING:
+    from comfypod.workspace.adopt import Found
     from comfypod.workspace.layout import Layout
 
-Action = Literal["seed", "keep", "upgrade", "return", "repair", "convert", "image"]
+Action = Literal["seed", "keep", "upgrade", "return", "repair", "convert", "adopt", "image"]
 ATTEMPTS = 3
 _MOUNTS = Path("/proc/self/mountinfo")
 # Copies of thousands of small files take minutes there, and so does each start from them.
@@ -42,7 +43,8 @@ class Volume:
     """What was found.
 
     `here` is the release in place; `bare` says that there is at most the user's folders; `attempts` counts as in
-    the state; `reachable` says that all of the core can be renamed to and from the rest of the workspace.
+    the state; `reachable` says that all of the core can be renamed to and from the rest of the workspace; `found` is
+    what could be adopted, and `asked` says that it shall be.
     """
 
     here: Release | None
@@ -52,6 +54,8 @@ class Volume:
     choice: Choice | None = None
     reachable: bool = True
     attempts: int = 0
+    found: Found | None = None
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,19 @@ def look(layout: Layout) -> Volume:
     root, found = layout.comfyui, state.read(layout.state)
     here = releases.read(root)
     names = set(os.listdir(root)) if root.is_dir() else set()
+    mounts = mounts_below(layout)
+    foreign = here is None and not _PLACEHOLDERS.issuperset(names)
+    dangling = root.is_symlink() and not root.exists()
     return Volume(
         here,
-        bare=_PLACEHOLDERS.issuperset(names),
+        bare=not foreign,
         missing=releases.missing_entries(here, root) if here is not None else (),
         kept=_kept(layout, found.previous if found is not None else "") if here is None or here.mode == "move" else "",
         choice=read_choice(layout),
-        reachable=not root.is_symlink() and not any(_in_core(root, point) for point in mounts_below(layout)),
+        reachable=dangling or (not root.is_symlink() and not any(_in_core(root, point) for point in mounts)),
         attempts=found.attempts if found is not None else 0,
+        found=adopt.find(layout, names, core=foreign or dangling, mounts=mounts),
+        asked=layout.adopting.exists(),
     )
 
 
@@ -93,15 +102,22 @@ def decide(volume: Volume, wanted: str, *, persist: str, upgrade: str, network: 
     if not volume.reachable:
         return Plan("image", wanted, "link", "it is mounted from elsewhere, in whole or in part, or a link")
     if here is None:
-        if not volume.bare:
-            return Plan("image", wanted, "link", "it holds a ComfyUI that comfypod did not put there")
-        return Plan("seed", wanted, mode, "there is no ComfyUI yet")
+        return _first(volume, wanted, mode)
     target, reason = _target(volume, wanted, upgrade) if mode == here.mode == "move" else (wanted, "")
     if here.name == target:
         return _stay(volume, here, wanted, mode, reason)
     if target == volume.kept and mode == "move":
         return Plan("return", target, "move", reason or f"the image brings {target}, which is kept here")
     return Plan("upgrade", target, mode, f"the image brings {target} in the place of {here.name}")
+
+
+def _first(volume: Volume, wanted: str, mode: Mode) -> Plan:
+    """Decide for a volume that has no release yet."""
+    if volume.asked and volume.found is not None:
+        return Plan("adopt", wanted, mode, f"{volume.found.kind} was found")
+    if not volume.bare:
+        return Plan("image", wanted, "link", "it holds a ComfyUI that comfypod did not put there")
+    return Plan("seed", wanted, mode, "there is no ComfyUI yet")
 
 
 def _target(volume: Volume, wanted: str, upgrade: str) -> tuple[str, str]:
@@ -124,6 +140,8 @@ def keeps(plan: Plan, volume: Volume) -> bool:
 
 def _stay(volume: Volume, here: Release, wanted: str, mode: Mode, reason: str) -> Plan:
     if not volume.missing and (mode == here.mode or here.name != wanted):
+        if volume.asked and volume.found is not None:
+            return Plan("adopt", here.name, here.mode, f"{volume.found.kind} was found")
         return Plan("keep", here.name, here.mode, reason or "it is in place")
     if here.name != wanted:
         return Plan("upgrade", wanted, mode, f"{here.name} is not whole: {volume.missing[0]} is missing")

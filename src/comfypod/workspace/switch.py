@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import copying, files
@@ -12,13 +13,13 @@ from comfypod import release as releases
 from comfypod.errors import StorageError
 from comfypod.log import human_bytes
 from comfypod.release import CACHE, MARK, Release
-from comfypod.workspace import database, journal, state
+from comfypod.workspace import adopt, database, journal, state
 from comfypod.workspace import plan as plans
+from comfypod.workspace.adopt import Adoption
 from comfypod.workspace.journal import Move, Transaction, free_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from comfypod.workspace.layout import Layout
     from comfypod.workspace.plan import Plan, Volume
@@ -48,34 +49,104 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
     old, brought = volume.here, releases.pristine(image.tree, image.release)
     new = replace(brought, mode=plan.mode, files=brought.files if plan.mode == "move" else {})
     tops = _tops(image, new, plan, volume)
+    adopted = _adoption(layout, new, plan, volume) if plan.action == "adopt" else None
     seeds = _seeds(layout, brought, old, plan)
+    if adopted is not None:
+        seeds = [name for name in seeds if name.partition("/")[0] not in adopted.links]
     if plan.mode == "move":
         _ensure_room(layout, image.tree, tops)
     keeps = plans.keeps(plan, volume)
-    _make_way(layout, old)
-    previous = old.name if keeps and old is not None else volume.kept
-    if plan.release == previous or plan.mode == "link":
-        previous = ""
-    elif keeps and volume.attempts and volume.kept:
-        # What has never been ready is nothing to go back to.
-        previous = volume.kept
+    if plan.action != "adopt":
+        _make_way(layout, old)
+    previous = _previous(plan, volume)
     after = _after(layout, image, plan, previous, attempts=1 if keeps else 0)
     with _undone_on_error(layout):
         journal.begin(layout, Transaction(plan.action, (), after))
         staged = _stage(layout, image, new, tops, seeds, advance)
+        moves: list[Move] = []
+        if adopted is not None:
+            moves += _stage_adoption(layout, adopted)
         if keeps:
             database.keep(layout)
         if layout.comfyui.exists():
-            moves = list(_moves(layout, image, plan, old, new, tops))
-            moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in seeds]
+            moves += _moves(layout, image, plan, old, new, tops)
+            staged_names = [*seeds, *(adopted.links if adopted is not None else ())]
+            moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in staged_names]
         else:
-            moves = [Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name)]
+            moves.append(Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name))
         if keeps and old is not None:
             moves += database.kept_moves(layout, old.name)
         change = Transaction(plan.action, tuple(moves), after)
-        change = journal.commit(layout, change, copied=plan.mode == "move" or bool(seeds))
+        advance(staged)
+        change = journal.commit(layout, change, copied=plan.mode == "move" or bool(seeds) or adopted is not None)
     journal.finish(layout, change)
     return staged
+
+
+def _previous(plan: Plan, volume: Volume) -> str:
+    """Return which release is kept afterwards."""
+    old, keeps = volume.here, plans.keeps(plan, volume)
+    previous = old.name if keeps and old is not None else volume.kept
+    if plan.release == previous or plan.mode == "link":
+        return ""
+    # What has never been ready is nothing to go back to.
+    return volume.kept if keeps and volume.attempts and volume.kept else previous
+
+
+def _adoption(layout: Layout, new: Release, plan: Plan, volume: Volume) -> Adoption:
+    """Return what the adoption of what was found moves aside and links to."""
+    found = volume.found
+    assert found is not None  # noqa: S101 - planned so
+    core = adopt.core_names(new, layout) if found.core and layout.comfyui.exists() else ()
+    replaced = [name for name in found.folders if os.path.lexists(layout.comfyui / name)]
+    return Adoption(found.kind, plan.release, (*core, *replaced), found.folders, found.models, found.nodes)
+
+
+def _stage_adoption(layout: Layout, adopted: Adoption) -> list[Move]:
+    """Stage links and record; return the renames that set aside what stands in `ComfyUI/`."""
+    place = layout.adopted / str(adopt.next_number(layout))
+    here = layout.comfyui.name
+    for name, target in adopted.links.items():
+        (layout.staging / here / name).symlink_to(Path("..", target))
+    (layout.staging / adopt.RECORD).write_bytes(adopted.encode())
+    moves = [Move(f"{here}/{name}", _name(layout, place / here / name)) for name in adopted.moved]
+    if layout.comfyui.is_symlink():
+        moves.append(Move(here, _name(layout, place / here)))
+    return [*moves, Move(_name(layout, layout.staging / adopt.RECORD), _name(layout, place / adopt.RECORD))]
+
+
+def give_back(layout: Layout, number: int, adopted: Adoption, environment: str) -> None:
+    """Undo an adoption: what was set aside is put back, and the links that took its place go.
+
+    The core that stands there is kept as a release when another's comes back. What users have put in the place of a
+    link stays.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    here, old, place = layout.comfyui.name, releases.read(layout.comfyui), layout.adopted / str(number)
+    found = state.read(layout.state)
+    moves: list[Move] = []
+    foreign = any(name not in adopted.links for name in adopted.moved)
+    if foreign and old is not None:
+        _make_way(layout, old)
+        names = [name for name in sorted({*old.entries, CACHE}) if os.path.lexists(layout.comfyui / name)]
+        moves += [Move(f"{here}/{name}", _way_out(layout, old, name)) for name in names]
+    for name, target in adopted.links.items():
+        if leads(layout.comfyui / name, Path("..", target)):
+            moves.append(Move(f"{here}/{name}", _name(layout, layout.staging / "old" / name)))
+    leaving = {move.source for move in moves}
+    for name in adopted.moved:
+        free = f"{here}/{name}" in leaving or not os.path.lexists(layout.comfyui / name)
+        moves += [Move(_name(layout, place / here / name), f"{here}/{name}")] if free else []
+    moves.append(Move(_name(layout, place / adopt.RECORD), _name(layout, place / adopt.UNDONE)))
+    kept = found.previous if found is not None else ""
+    gone = old.name if foreign and old is not None and old.mode == "move" else kept
+    release = "" if foreign or old is None else old.name
+    after = state.State(release, environment, str(layout.root), gone, 0)
+    with _undone_on_error(layout):
+        change = journal.commit(layout, Transaction("give back", tuple(moves), after), copied=False)
+    journal.finish(layout, change)
 
 
 def go_back(layout: Layout, environment: str, plan: Plan, volume: Volume, *, trial: bool = False) -> None:
@@ -99,6 +170,8 @@ def _tops(image: Image, new: Release, plan: Plan, volume: Volume) -> list[str]:
     """Return the names at the top that are to be put there; bytecode comes along with the files that it belongs to."""
     if plan.action == "repair":
         return list(volume.missing)
+    if plan.action == "adopt" and volume.here is not None:
+        return []
     return [*new.entries, *([CACHE] if new.mode == "move" and (image.tree / CACHE).is_dir() else [])]
 
 
@@ -156,12 +229,12 @@ def _moves(
 ) -> Iterator[Move]:
     """Yield the renames that replace the old core by the new one, name by name."""
     here = layout.comfyui.name
-    outgoing = {*old.entries, CACHE} if old is not None and plan.action != "repair" else set()
+    outgoing = {*old.entries, CACHE} if old is not None and plan.action not in ("repair", "adopt") else set()
     for name in sorted(outgoing.union(tops)):
         place = layout.comfyui / name
         if new.mode == "link" and name in tops and name != MARK and leads(place, image.tree / name):
             continue
-        if os.path.lexists(place):
+        if os.path.lexists(place) and plan.action != "adopt":
             ours = name in outgoing and old is not None
             aside = _name(layout, free_name(layout.edits / new.name / name))
             yield Move(f"{here}/{name}", _way_out(layout, old, name) if ours and old is not None else aside)
@@ -204,7 +277,7 @@ def _seeds(layout: Layout, new: Release, old: Release | None, plan: Plan) -> lis
 
     What the release before had brought and a user has deleted does not come back.
     """
-    if plan.action in ("repair", "convert"):
+    if plan.action in ("repair", "convert") or (plan.action == "adopt" and old is not None):
         return []
     known = set(old.seeds) if old is not None else set()
     if old is not None and old.mode == "link":

@@ -96,11 +96,14 @@ def _in_child(work: Callable[[], None]) -> int:
 def test_a8_a_pod_that_is_killed_is_followed_at_once_by_the_next(lease: Callable[..., Lease], folder: Path) -> None:
     def prepare() -> None:
         Lease(folder).take()
+        ready.touch()
         time.sleep(60)
+
+    ready = folder.parent.parent / "ready"
 
     pid = _in_child(prepare)
     second = lease(patience=600)
-    until(lambda: bool(second.others()), "a ticket")
+    until(ready.exists, "a ticket")
     second.take()
     assert second.wait(second.ahead, nothing, 0.3) is not None
     os.kill(pid, signal.SIGKILL)
