@@ -43,6 +43,8 @@ examples:
   comfypod workspace plan                             what the next boot does; nothing is changed
   comfypod workspace rollback                         the ComfyUI before the last upgrade, until a newer image comes
   docker exec NAME comfypod workspace rollback        the same in a container; restart it after that
+  comfypod workspace adopt                            what a plain clone or another image has left on the volume
+  comfypod workspace adopt --yes                      use it in place, under the image's ComfyUI; --undo goes back
 
 Nothing that a user made is ever deleted: changed core files stand in .comfypod/edits, or with the release that is kept.
 """
@@ -211,10 +213,13 @@ def _add_workspace(verbs: _Verbs) -> None:
     what = (
         ("status", "what it holds"), ("plan", "what a boot would do, and why"), ("upgrade", "take the image's ComfyUI"),
         ("rollback", "go back to the ComfyUI before"), ("verify", "compare the core with its release"),
+        ("adopt", "show what another image has left, and with --yes take it over"),
     )  # fmt: skip
     volume.add_argument(
         "what", choices=[name for name, _ in what], help="; ".join(f"{name}: {text}" for name, text in what)
     )
+    volume.add_argument("--yes", action="store_true", help="with adopt: do it; without, it is only shown")
+    volume.add_argument("--undo", action="store_true", help="with adopt: put back what the last adoption set aside")
     _workspace(volume)
 
 

@@ -231,9 +231,15 @@ def _render(options: argparse.Namespace, _: Sequence[str], __: Console) -> Resul
 
 
 def _volume(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
-    from comfypod.host import workspace
+    from comfypod.host import adopt, workspace
 
     layout = _layout(options)
+    if (options.what != "adopt" and (options.yes or options.undo)) or (options.yes and options.undo):
+        raise UsageError("--yes and --undo belong to `workspace adopt`, one at a time", "see its --help")
+    if options.what == "adopt":
+        if options.undo:
+            return adopt.undo(layout)
+        return adopt.carry_out(layout, console) if options.yes else adopt.show(layout)
     if options.what == "upgrade":
         return workspace.upgrade(layout, console)
     return {

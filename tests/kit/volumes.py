@@ -41,6 +41,7 @@ class Volume:
     root: Path
     persist: str = "auto"
     upgrade: str = "auto"
+    adopt: str = "report"
     network: bool = False
 
     @property
@@ -51,7 +52,7 @@ class Volume:
         """Do what boot does with the core."""
         self.layout.records.mkdir(parents=True, exist_ok=True)
         found = core.bring(
-            self.layout, image, persist=self.persist, upgrade=self.upgrade, network=self.network,
+            self.layout, image, persist=self.persist, upgrade=self.upgrade, adopt=self.adopt, network=self.network,
             advance=lambda _: None,
         )  # fmt: skip
         return core.count(self.layout, found)
@@ -66,7 +67,7 @@ class Volume:
     def copy(self, folder: Path) -> Volume:
         """Return a volume with the same contents."""
         shutil.copytree(self.root, folder, symlinks=True)
-        return Volume(folder, self.persist, self.upgrade, self.network)
+        return Volume(folder, self.persist, self.upgrade, self.adopt, self.network)
 
     def contents(self) -> dict[str, str]:
         """Return everything with what is in it; what only counts boots is left out."""
@@ -74,7 +75,7 @@ class Volume:
         found = {"state": "" if kept is None else f"{kept.release} {kept.previous} {kept.environment}"}
         for path in sorted(self.root.rglob("*")):
             name = str(path.relative_to(self.root))
-            if path.name in VOLATILE:
+            if path.name in VOLATILE or path.is_relative_to(self.layout.pods):
                 continue
             if path.is_symlink():
                 found[name] = f"-> {path.readlink()}"

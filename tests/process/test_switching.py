@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from comfypod import release as releases
+from comfypod.host import adopt
 from comfypod.workspace import core
+from comfypod.workspace.adopt import adoptions
 from tests.kit.killer import suffer
+from tests.kit.strangers import ai_dock_storage, plain_clone, runpod_slim
 from tests.kit.volumes import Volume, image
 
 if TYPE_CHECKING:
@@ -24,17 +28,18 @@ if TYPE_CHECKING:
 class Change:
     """A volume as it is before, and what is done to it; the boot after must bring it to the same end.
 
-    What was `asked` for by hand and is undone has not happened yet: the user asks again.
+    What was asked for by hand and is undone has not happened yet (`pending`): the user asks again.
     """
 
     volume: Volume
     work: Callable[[Volume], object]
     image: Image
-    asked: bool = False
+    pending: Callable[[Volume], bool] = lambda _: False
 
     def complete(self, volume: Volume) -> None:
         """Boot, as after a fault."""
-        if volume.boot(self.image).release == self.image.release and self.asked:
+        volume.boot(self.image)
+        if self.pending(volume):
             self.work(volume)
 
 
@@ -115,7 +120,52 @@ def _rollback(folder: Path) -> Change:
         change.volume,
         lambda each: core.go_back(each.layout, two.release, two.environment, "asked for"),
         two,
-        asked=True,
+        lambda each: _release(each) == two.release,
+    )
+
+
+def _release(volume: Volume) -> str:
+    here = releases.read(volume.layout.comfyui)
+    return here.name if here is not None else ""
+
+
+def _adoption(folder: Path) -> Change:
+    """Another's core gives way, beside a workspace of one that stands elsewhere."""
+    one, _, _ = _images(folder)
+    volume = Volume(folder / "before", adopt="auto")
+    volume.layout.records.mkdir(parents=True)
+    plain_clone(volume.layout)
+    runpod_slim(volume.layout)
+    ai_dock_storage(volume.layout)
+    return Change(volume, lambda each: each.boot(one), one)
+
+
+def _adoption_with_links(folder: Path) -> Change:
+    change = _adoption(folder)
+    change.volume.persist = "link"
+    return change
+
+
+def _adoption_beside_a_release(folder: Path) -> Change:
+    """User folders that stand elsewhere take the place of those that a release has brought."""
+    one, _, _ = _images(folder)
+    volume = Volume(folder / "before")
+    volume.boot(one)
+    runpod_slim(volume.layout)
+    volume.adopt = "auto"
+    return Change(volume, lambda each: each.boot(one), one)
+
+
+def _adoption_undone(folder: Path) -> Change:
+    change = _adoption(folder)
+    change.volume.boot(change.image)
+    change.volume.adopt = "off"
+    _used(change.volume)
+    return Change(
+        change.volume,
+        lambda each: adopt.undo(each.layout),
+        change.image,
+        lambda each: bool(adoptions(each.layout)),
     )
 
 
@@ -154,16 +204,20 @@ _CHANGES = {
     "repair": _repair,
     "files to links": _to_links,
     "upgrade of links": _upgrade_of_links,
+    "adoption": _adoption,
+    "adoption, links": _adoption_with_links,
+    "adoption beside a release": _adoption_beside_a_release,
+    "adoption undone": _adoption_undone,
 }
 
 
-def _expected(folder: Path, change: Change) -> tuple[int, dict[str, str]]:
-    """Do the change without a fault; return its durable steps and what is there after one more boot."""
+def _expected(folder: Path, change: Change) -> tuple[int, str, dict[str, str]]:
+    """Do the change without a fault; return its durable steps, what a boot does after it, and what is there then."""
     volume = change.volume.copy(folder / "expected")
     assert suffer(partial(change.work, volume), 0, "kill", folder / "notes") == "done"
     steps = len((folder / "notes").read_text().splitlines())
-    volume.boot(change.image)
-    return steps, volume.contents()
+    settled = volume.boot(change.image).plan.action
+    return steps, settled, volume.contents()
 
 
 @pytest.mark.slow
@@ -174,7 +228,7 @@ def test_a1_a3_b3_every_durable_step_of_a_change_may_be_the_last(
 ) -> None:
     """Slow because no step is left out; each in a copy of its own, then booted again and compared file by file."""
     change = _CHANGES[name](tmp_path)
-    steps, expected = _expected(tmp_path, change)
+    steps, settled, expected = _expected(tmp_path, change)
     ends: dict[str, int] = {}
     for step in range(1, steps + 1):
         volume = change.volume.copy(tmp_path / "volume")
@@ -184,7 +238,7 @@ def test_a1_a3_b3_every_durable_step_of_a_change_may_be_the_last(
         ends[end.split(":")[0]] = ends.get(end.split(":")[0], 0) + 1
         change.complete(volume)
         again = volume.boot(change.image)
-        assert again.plan.action == "keep", (step, end)
+        assert again.plan.action == settled, (step, end)
         assert volume.contents() == expected, (step, end, (tmp_path / "notes").read_text())
         shutil.rmtree(volume.root)
     assert sum(ends.values()) == steps > 10

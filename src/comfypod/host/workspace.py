@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from comfypod import files, podfile
+from comfypod import files
 from comfypod import release as releases
 from comfypod.errors import HostError, IntegrityError, Problem, StorageError
 from comfypod.host.startable import held
+from comfypod.host.volume import become_owner, ensure_there, image_of, looked_at, told, wanted
 from comfypod.log import human_bytes
 from comfypod.result import Result
-from comfypod.settings import resolve
 from comfypod.workspace import core, journal, run, state
 from comfypod.workspace import plan as plans
-from comfypod.workspace.switch import Image
 
 if TYPE_CHECKING:
     from comfypod.log import Console
-    from comfypod.settings import Settings
     from comfypod.workspace.layout import Layout
     from comfypod.workspace.plan import Plan, Volume
 
@@ -32,12 +29,10 @@ def status(layout: Layout) -> Result:
     Raises:
         StorageError: it is not there, cannot be read, or a newer comfypod wrote it.
     """
-    _ensure_there(layout)
-    try:
+    ensure_there(layout)
+    with told(f"cannot read {layout.root}"):
         found, open_, left = state.read(layout.state), journal.read(layout), files.room(layout.root)
-    except OSError as error:
-        raise files.storage_error(error, f"cannot read {layout.root}") from error
-    volume = _looked(layout)
+    volume = looked_at(layout)
     here = volume.here
     data: dict[str, Any] = {
         "path": str(layout.root),
@@ -66,13 +61,14 @@ def plan(layout: Layout) -> Result:
         HostError: it is not known which image would boot.
         StorageError: the workspace cannot be used.
     """
-    image, settings = _image(layout), _settings(layout)
+    image = image_of(layout)
     open_ = journal.read(layout)
     if open_ is not None and open_.staged:
         left = f"{len(open_.moves)} names are left"
         text = f"finish: the {open_.action} to {open_.after.release} that was interrupted; {left}"
         return Result("workspace plan", {"action": "finish", "release": open_.after.release, "edits": []}, text)
-    decided, volume = _decide(layout, image, settings)
+    with told(f"cannot read {layout.root}"):
+        decided, volume = core.plan_for(layout, image, **wanted(layout))
     edits = core.leaving(layout, decided, volume)
     data = {**asdict(decided), "from": volume.here.name if volume.here else "", "edits": list(edits)}
     lines = [f"{decided.action}: ComfyUI {decided.release} as {_kind(decided)}; {decided.reason}"]
@@ -91,20 +87,20 @@ def upgrade(layout: Layout, console: Console) -> Result:
         HostError: it is not known which image it is.
         StorageError: the workspace cannot be used, or has too little room.
     """
-    _become_owner(layout)
-    image = _image(layout)
+    become_owner(layout)
+    image = image_of(layout)
     state.read(layout.state)
     if run.running(layout.run_record) is not None:
         _write_choice(layout, None)
         text = f"the next start takes {image.release}, unless COMFYPOD_UPGRADE=keep"
         return Result("workspace upgrade", {"release": image.release, "done": False}, text)
-    _ensure_there(layout)
+    ensure_there(layout)
     with held(layout), console.progress("ComfyUI") as advance:
         _write_choice(layout, None)
         _retry(layout)
-        found = core.bring(
-            layout, image, persist=_settings(layout).persist, upgrade="auto", network=_network(layout), advance=advance
-        )
+        going_by = wanted(layout)
+        going_by["upgrade"] = "auto"
+        found = core.bring(layout, image, **going_by, advance=advance)
     return _changed("workspace upgrade", found)
 
 
@@ -114,15 +110,15 @@ def rollback(layout: Layout) -> Result:
     Raises:
         StorageError: there is none to go back to, or the disk failed.
     """
-    _ensure_there(layout)
-    _become_owner(layout)
+    ensure_there(layout)
+    become_owner(layout)
     state.read(layout.state)
     if run.running(layout.run_record) is None:
         with held(layout):
             left = _brought(layout)
             reason = f"`comfypod workspace rollback` left {left}"
             return _changed("workspace rollback", core.go_back(layout, left, _environment(layout), reason))
-    volume = _looked(layout)
+    volume = looked_at(layout)
     core.ensure_way_back(layout, volume)
     left = _brought(layout)
     _write_choice(layout, plans.Choice(volume.kept, left, f"`comfypod workspace rollback` left {left}"))
@@ -136,16 +132,14 @@ def verify(layout: Layout) -> Result:
     Raises:
         StorageError: there is no release of comfypod's, or it cannot be read.
     """
-    _ensure_there(layout)
+    ensure_there(layout)
     here = releases.read(layout.comfyui)
     if here is None:
         raise StorageError(
             f"{layout.comfyui} is no release of comfypod's", "`comfypod workspace status` shows what is there"
         )
-    try:
+    with told(f"cannot read {layout.comfyui}"):
         found = releases.changes(here, layout.comfyui)
-    except OSError as error:
-        raise files.storage_error(error, f"cannot read {layout.comfyui}") from error
     data = {
         "release": here.name,
         "files": len(here.files),
@@ -167,56 +161,20 @@ def verify(layout: Layout) -> Result:
 
 def _changed(verb: str, found: core.Core) -> Result:
     data = {"release": found.release, "action": found.plan.action, "done": found.plan.action != "image"}
-    told = f"{found.plan.action}: ComfyUI {found.release}; {found.plan.reason}"
-    text = "\n".join([told, *(f"  {problem.message}; {problem.hint}" for problem in found.problems)])
+    done = f"{found.plan.action}: ComfyUI {found.release}; {found.plan.reason}"
+    text = "\n".join([done, *(f"  {problem.message}; {problem.hint}" for problem in found.problems)])
     failed = [problem for problem in found.problems if problem.code == StorageError.code]
     code = StorageError.exit_code if failed else 0
     return Result(verb, data, text, "error" if failed else "success", code, tuple(found.problems))
-
-
-def _image(layout: Layout) -> Image:
-    path = podfile.find() or (layout.pod_file if layout.pod_file.is_file() else None)
-    if path is None:
-        raise HostError(
-            f"nothing says which ComfyUI would boot on {layout.root}",
-            "run it inside the pod (`docker exec NAME comfypod workspace ...`), or `comfypod up` once",
-        )
-    return core.image_of(podfile.load(path))
 
 
 def _brought(layout: Layout) -> str:
     """Return the release that the next boot brings, as far as that is known, else the one that is here."""
     here = releases.read(layout.comfyui)
     try:
-        return _image(layout).release
+        return image_of(layout).release
     except HostError:
         return here.name if here is not None else ""
-
-
-def _settings(layout: Layout) -> Settings:
-    path = podfile.find() or (layout.pod_file if layout.pod_file.is_file() else None)
-    built = podfile.load(path).settings if path is not None else {}
-    return resolve({**built, "workspace": str(layout.root)}, os.environ, {"workspace": str(layout.root)})
-
-
-def _decide(layout: Layout, image: Image, settings: Settings) -> tuple[Plan, Volume]:
-    try:
-        return core.plan_for(
-            layout, image, persist=settings.persist, upgrade=settings.upgrade, network=_network(layout)
-        )
-    except OSError as error:
-        raise files.storage_error(error, f"cannot read {layout.root}") from error
-
-
-def _looked(layout: Layout) -> Volume:
-    try:
-        return plans.look(layout)
-    except OSError as error:
-        raise files.storage_error(error, f"cannot read {layout.root}") from error
-
-
-def _network(layout: Layout) -> bool:
-    return plans.is_network(layout, plans.mount_table())
 
 
 def _edits(layout: Layout) -> list[str]:
@@ -232,36 +190,13 @@ def _environment(layout: Layout) -> str:
 
 
 def _write_choice(layout: Layout, choice: plans.Choice | None) -> None:
-    try:
+    with told(f"cannot write {layout.choice}"):
         plans.write_choice(layout, choice)
-    except OSError as error:
-        raise files.storage_error(error, f"cannot write {layout.choice}") from error
 
 
 def _retry(layout: Layout) -> None:
-    try:
+    with told(f"cannot write {layout.state}"):
         core.retry(layout)
-    except OSError as error:
-        raise files.storage_error(error, f"cannot write {layout.state}") from error
-
-
-def _ensure_there(layout: Layout) -> None:
-    if not layout.records.is_dir():
-        raise StorageError(
-            f"{layout.root} is no workspace of comfypod's", "name another one with --workspace, or boot it once"
-        )
-
-
-def _become_owner(layout: Layout) -> None:
-    """Write as the owner of the workspace, so that `docker exec` as root leaves nothing of root's there."""
-    facts = layout.records.stat() if layout.records.is_dir() else None
-    if facts is not None and os.geteuid() == 0 and facts.st_uid != 0:
-        try:
-            os.setgroups([facts.st_gid])
-            os.setresgid(facts.st_gid, facts.st_gid, facts.st_gid)
-            os.setresuid(facts.st_uid, facts.st_uid, facts.st_uid)
-        except OSError as error:
-            raise files.storage_error(error, f"cannot become the owner of {layout.records}") from error
 
 
 def _kind(decided: Plan) -> str:

@@ -71,7 +71,7 @@ class Found:
         """Say what it is, in a line."""
         parts = [f"the {name} in {place}" for name, place in self.folders.items()]
         parts += [f"the nodes in {self.nodes}"] if self.nodes else []
-        places = sorted({place.rpartition("/")[0] for place in self.models.values()})
+        places = sorted({path.rpartition("/")[0] for each in self.models.values() for path in each.splitlines()})
         parts += [f"the models in {place}" for place in places]
         parts = ["the core in ComfyUI", *parts] if self.core else parts
         return f"{self.kind}, with {', '.join(parts)}"
@@ -94,7 +94,8 @@ class Adoption:
     @property
     def places(self) -> tuple[str, ...]:
         """All folders that are used where they are."""
-        return (*self.links.values(), *self.models.values(), *([self.nodes] if self.nodes else []))
+        models = (path for places in self.models.values() for path in places.splitlines())
+        return (*self.links.values(), *models, *([self.nodes] if self.nodes else []))
 
     def encode(self) -> bytes:
         """Render as JSON."""
@@ -124,7 +125,7 @@ def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collecti
             if name in free:
                 continue
             if name == "models":
-                models |= {kind: each for kind, each in _kinds_in(layout, path).items() if each not in known}
+                _add(models, {kind: each for kind, each in _kinds_in(layout, path).items() if each not in known})
             elif name == "custom_nodes":
                 nodes = path
             else:
@@ -132,12 +133,18 @@ def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collecti
         kinds += [kind] if new else []
     stored = {kind: f"{_STORAGE}/{name}" for kind, name in _STORED.items() if f"{_STORAGE}/{name}" not in known}
     if stored := {kind: path for kind, path in stored.items() if _holds(layout.root / path)}:
-        models |= stored
+        _add(models, stored)
         kinds += [] if "ai-dock" in kinds else ["ai-dock"]
     if not (core or folders or models or nodes):
         return None
     left = tuple(name for name in _ENVIRONMENTS if (layout.root / name).is_dir())
     return Found(" and ".join(kinds), core, folders, models, nodes, tuple(sorted(held)), left)
+
+
+def _add(models: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add places for kinds of models; a kind that has one already has them line by line, as ComfyUI reads them."""
+    for kind, path in more.items():
+        models[kind] = f"{models[kind]}\n{path}" if kind in models else path
 
 
 def core_names(new: Release, layout: Layout) -> tuple[str, ...]:
@@ -177,9 +184,12 @@ def _read(path: Path) -> Adoption | None:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    names = (*found.moved, *found.links, *found.links.values(), *found.models, *found.models.values(), found.nodes)
-    sound = all(isinstance(name, str) and not {"..", "."}.intersection(name.split("/")) for name in names)
-    return found if sound and not any(name.startswith("/") or "\0" in name for name in names) else None
+    texts = (*found.moved, *found.links, *found.links.values(), *found.models, *found.models.values(), found.nodes)
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    names = [name for text in texts for name in text.splitlines()]
+    sound = not any({"..", "."}.intersection(name.split("/")) or name.startswith("/") or "\0" in name for name in names)
+    return found if sound else None
 
 
 def _kind(layout: Layout, names: Collection[str]) -> str:
@@ -187,7 +197,7 @@ def _kind(layout: Layout, names: Collection[str]) -> str:
     root = layout.root
     signs = {
         "ai-dock": layout.comfyui.is_symlink() or (root / "storage").is_dir() or (root / "environments").is_dir(),
-        "a ComfyUI that was moved in part": not {"main.py", "comfy", "nodes.py"}.issubset(names),
+        "a ComfyUI that was moved in part": not {"main.py", "comfy"}.issubset(names),
         "ashleykleynhans": "template.json" in names,
         "an earlier comfypod": MARK in names,
         "ComfyUI_with_Flux": (root / "start_user.sh").is_file(),

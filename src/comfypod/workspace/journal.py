@@ -176,13 +176,22 @@ def _rename(layout: Layout, move: Move) -> None:
         if target.is_relative_to(layout.records) or not os.path.lexists(source):
             # It is done: what is at `source` now, if anything, has taken the place of what was moved away.
             return
-        set_aside(layout, target)
+        if not _was_empty(target):
+            set_aside(layout, target)
     if target.is_relative_to(layout.staging) and not _is_ours(source):
         # Put there since the renames were noted; what is in the staging folder will be deleted.
         set_aside(layout, source)
         return
     with contextlib.suppress(FileNotFoundError):
         source.rename(target)
+
+
+def _was_empty(path: Path) -> bool:
+    """Remove a folder that holds nothing, as a boot makes while a change is open; say whether it was one."""
+    if path.is_symlink() or not path.is_dir() or os.listdir(path):
+        return False
+    path.rmdir()
+    return True
 
 
 def _is_ours(path: Path) -> bool:
