@@ -19,6 +19,7 @@ from tests.kit import users
 from tests.kit.disks import tmpfs
 from tests.kit.pods import ROOT, Running, Site, booted, image_command, image_site
 from tests.kit.standin import Orders
+from tests.kit.strangers import ai_dock_storage, plain_clone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -261,3 +262,33 @@ def test_f6_a_read_only_root_with_a_writable_workspace_is_enough(site: Site) -> 
         assert pod.stop() == 0
     assert "Read-only" not in pod.output_so_far()
     assert "Traceback" not in pod.output_so_far()
+
+
+def test_a12_a_clone_on_the_volume_runs_at_once_is_reported_and_taken_over_when_asked_for(site: Site) -> None:
+    plain_clone(site.layout)
+    node = site.layout.comfyui / "custom_nodes" / "pack" / "__init__.py"
+    with boot(site) as pod:
+        status = pod.wait_for("ready")
+        assert codes(status) >= {"adoptable"}
+        assert {row["name"] for row in status["nodes"]} == {"pack", "ComfyUI-Manager"}
+        assert site.starts()[0]["argv"].count("--base-directory") == 1
+        assert pod.stop() == 0
+    with boot(site, environ={"COMFYPOD_ADOPT": "auto"}) as pod:
+        status = pod.wait_for("ready")
+        assert "adopted, with ComfyUI 1" in status["stages"][0]["detail"]
+        assert "a Git clone was found" in status["stages"][0]["detail"]
+        assert "adoptable" not in codes(status)
+        assert "--base-directory" not in site.starts()[1]["argv"]
+        assert pod.stop() == 0
+    assert "mine" in node.read_text()
+    assert (site.layout.adopted / "1" / "ComfyUI" / "comfy" / "edited.py").read_text() == "edited by hand"
+
+
+def test_models_of_an_adopted_volume_are_named_to_comfyui(site: Site) -> None:
+    ai_dock_storage(site.layout)
+    with boot(site, environ={"COMFYPOD_ADOPT": "auto"}) as pod:
+        pod.wait_for("ready")
+        given = json.loads(site.layout.extra_paths.read_text())["adopted_1"]
+        assert pod.stop() == 0
+    stored = "storage/stable_diffusion/models"
+    assert given == {"base_path": str(site.layout.root), "checkpoints": f"{stored}/ckpt", "loras": f"{stored}/lora"}

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod import cli
+from comfypod.errors import BusyError, HostError, StorageError
+from comfypod.host import adopt
+from comfypod.log import Console
+from comfypod.workspace.lease import Lease
+from tests.kit.strangers import STRANGERS, plain_clone, runpod_slim
+from tests.kit.volumes import Volume, image
+from tests.unit.host.test_workspace import brings, runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from comfypod.workspace.switch import Image
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Image:
+    return image(tmp_path, "1")
+
+
+@pytest.fixture
+def volume(tmp_path: Path, one: Image) -> Volume:
+    volume = Volume(tmp_path / "workspace")
+    volume.layout.records.mkdir(parents=True)
+    brings(volume, one)
+    return volume
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_an_adoption_would_do_is_shown_and_nothing_is_changed(volume: Volume, name: str) -> None:
+    STRANGERS[name](volume.layout)
+    before = volume.contents()
+    shown = adopt.show(volume.layout)
+    assert volume.contents() == before
+    assert shown.data["done"] is False
+    assert name.partition(",")[0] in shown.text
+    assert "nothing has been changed yet" in shown.text
+    assert "workspace adopt --yes" in shown.text
+
+
+def test_sizes_nodes_and_what_is_left_are_shown(volume: Volume) -> None:
+    runpod_slim(volume.layout)
+    shown = adopt.show(volume.layout)
+    assert set(shown.data["found"]["folders"]) == {"custom_nodes", "input", "models", "output", "user"}
+    assert shown.data["found"]["folders"]["custom_nodes"]["nodes"] == 2
+    assert shown.data["found"]["folders"]["models"]["bytes"] > 0
+    assert f"link {volume.root}/runpod-slim/ComfyUI/models" in shown.text
+    assert "nothing in" in adopt.show(Volume(volume.root.parent / "empty").layout).text
+
+
+def test_a_clone_is_adopted_and_given_back(volume: Volume, one: Image) -> None:
+    plain_clone(volume.layout)
+    before = (volume.layout.comfyui / "main.py").stat().st_ino
+    done = adopt.carry_out(volume.layout, QUIET)
+    assert (done.data["done"], done.data["release"]) == (True, one.release)
+    assert "workspace adopt --undo" in done.text
+    with pytest.raises(StorageError, match="left to adopt"):
+        adopt.carry_out(volume.layout, QUIET)
+    assert adopt.undo(volume.layout).data == {"undone": 1, "left": []}
+    assert (volume.layout.comfyui / "main.py").stat().st_ino == before
+    with pytest.raises(StorageError, match="no adoption holds"):
+        adopt.undo(volume.layout)
+
+
+def test_while_a_pod_runs_an_adoption_waits_for_its_next_start(volume: Volume, one: Image) -> None:
+    plain_clone(volume.layout)
+    runs(volume)
+    before = volume.contents()
+    assert adopt.carry_out(volume.layout, QUIET).data == {"done": False}
+    assert {**before, ".comfypod/adopt": ""} == volume.contents()
+    volume.layout.run_record.unlink()
+    assert volume.boot(one).plan.action == "adopt"
+
+
+def test_a_workspace_that_is_held_is_neither_adopted_nor_given_back(volume: Volume) -> None:
+    plain_clone(volume.layout)
+    lease = Lease(volume.layout.pods)
+    lease.take()
+    with pytest.raises(BusyError):
+        adopt.carry_out(volume.layout, QUIET)
+    with pytest.raises(BusyError):
+        adopt.undo(volume.layout)
+    lease.release()
+    assert adopt.carry_out(volume.layout, QUIET).data["done"]
+
+
+def test_without_an_image_nothing_can_be_adopted(volume: Volume) -> None:
+    plain_clone(volume.layout)
+    volume.layout.pod_file.unlink()
+    assert adopt.show(volume.layout).data["found"]
+    with pytest.raises(HostError, match="nothing says which ComfyUI"):
+        adopt.carry_out(volume.layout, QUIET)
+
+
+@pytest.mark.parametrize("words", [["status", "--yes"], ["adopt", "--yes", "--undo"]])
+def test_options_of_adopt_belong_to_it(volume: Volume, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["workspace", *words, "--workspace", str(volume.root)], 0.0) == 2
+    assert "one at a time" in capsys.readouterr().out
