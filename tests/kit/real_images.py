@@ -5,6 +5,7 @@ The default lock's own node comes from a Git host that is not reachable everywhe
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -25,6 +26,7 @@ from comfypod import files
 from comfypod.lock.load import read_lock
 from comfypod.lock.schema import LockedNode, encode
 from comfypod.manifest.load import default_text
+from tests.kit.comfyui import Client
 from tests.kit.images import GIT_HOST
 from tests.kit.pods import comfypod
 from tests.kit.repos import make_repository, write_tree
@@ -80,6 +82,15 @@ class RealImages:
     git: str
     lock: Path
     results: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def older(self, version: str) -> str:
+        """Return the tag of the small image for the CPU with another ComfyUI, all else as in the lock."""
+        if version not in self.tags:
+            (node,) = read_lock(self.lock).nodes
+            lock = older_lock(self.folder / f"older-{version}", version)
+            self.tags[version] = self.other("cpu", "slim", with_node(lock, node))
+        return self.tags[version]
 
     def other(self, profile: str, variant: str, lock: Lock) -> str:
         """Build an image of another lock and return its tag."""
@@ -176,9 +187,39 @@ class Container:
         status, _, body = self.python(code, "/opt/comfypod/bin/python").partition("\n")
         return int(status), body
 
+    def comfypod(self, *words: str) -> dict[str, Any]:
+        """Run a reporting verb in it and return the envelope; it must succeed."""
+        done = self.engine.exec(self.id, ["comfypod", *words, "--json"], seconds=120)
+        assert done.ok, done.stdout + done.stderr
+        body: dict[str, Any] = json.loads(done.stdout)
+        return body
+
     def nodes(self) -> set[str]:
         """Return the classes that ComfyUI knows."""
         return set(json.loads(self.ask("/object_info")[1]))
+
+
+class Inside(Client):
+    """A client of a container's ComfyUI, asking from inside."""
+
+    def __init__(self, container: Container) -> None:
+        super().__init__("http://127.0.0.1:8188")
+        self._container = container
+
+    def get(self, path: str) -> bytes:
+        return self._ask(path, b"", "")
+
+    def post(self, path: str, body: bytes, kind: str = "application/json") -> Any:
+        return json.loads(self._ask(path, body, kind))
+
+    def _ask(self, path: str, body: bytes, kind: str) -> bytes:
+        given = f"data={body!r}, headers={{'Content-Type': {kind!r}}}" if kind else ""
+        code = (
+            "import base64, urllib.request as r\n"
+            f"answer = r.urlopen(r.Request({self.url + path!r}, {given}), timeout=60)\n"
+            "print(base64.b64encode(answer.read()).decode())\n"
+        )
+        return base64.b64decode(self._container.python(code, "/opt/comfypod/bin/python"))
 
 
 @contextmanager
