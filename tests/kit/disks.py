@@ -19,9 +19,16 @@ def _tool(*argv: str) -> None:
 
 
 @contextmanager
-def tmpfs(folder: Path, *, megabytes: int = 64, inodes: int | None = None, read_only: bool = False) -> Iterator[Path]:
+def tmpfs(
+    folder: Path, *, megabytes: int = 64, inodes: int | None = None, read_only: bool = False, noexec: bool = False
+) -> Iterator[Path]:
     """Mount a tmpfs of a size on a new folder."""
-    options = [f"size={megabytes}m", *([f"nr_inodes={inodes}"] if inodes else []), *(["ro"] if read_only else [])]
+    options = [
+        f"size={megabytes}m",
+        *([f"nr_inodes={inodes}"] if inodes else []),
+        *(["ro"] if read_only else []),
+        *(["noexec"] if noexec else []),
+    ]
     folder.mkdir()
     _tool("mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder))
     try:

@@ -292,3 +292,16 @@ def test_models_of_an_adopted_volume_are_named_to_comfyui(site: Site) -> None:
         assert pod.stop() == 0
     stored = "storage/stable_diffusion/models"
     assert given == {"base_path": str(site.layout.root), "checkpoints": f"{stored}/ckpt", "loras": f"{stored}/lora"}
+
+
+def test_f4_a_noexec_volume_and_lost_exec_bits_work_and_the_former_is_said(site: Site) -> None:
+    with tmpfs(site.layout.root.with_name("volume"), noexec=True) as volume:
+        for _ in range(2):
+            with boot(site, "--workspace", str(volume)) as pod:
+                status = pod.wait_for("ready")
+                assert codes(status) == {"noexec"}
+                assert "mount it without noexec" in status["problems"][0]["hint"]
+                assert pod.stop() == 0
+            for path in (volume / "ComfyUI").rglob("*.py"):
+                if not path.is_symlink():
+                    path.chmod(0o644)

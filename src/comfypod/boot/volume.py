@@ -75,6 +75,9 @@ def _become(context: Context) -> None:
 def _warn(context: Context) -> None:
     if context.identity.problem is not None:
         context.warn(context.identity.problem)
+    if os.statvfs(context.layout.root).f_flag & os.ST_NOEXEC:
+        told = f"no program on {context.layout.root} may be run (it is mounted with noexec); ComfyUI does not need to"
+        context.warn(Problem("noexec", told, "nodes that bring programs of their own fail; mount it without noexec"))
     if context.in_image and (problem := _unmounted(context)) is not None:
         context.warn(problem)
 

@@ -110,15 +110,19 @@ def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collecti
     Raises:
         OSError: the workspace cannot be read.
     """
+    places = {place: kind for place, kind in _PLACES.items() if _begins(layout, place)}
+    stores = _STORED if _begins(layout, _STORAGE) else {}
+    if not (core or places or stores):
+        return None
     known = {place for each in adoptions(layout).values() for place in each.places}
     kinds: list[str] = [_kind(layout, names)] if core else []
     folders: dict[str, str] = {}
     models: dict[str, str] = {}
     held: list[str] = []
     nodes = ""
-    for place, kind in _PLACES.items():
-        there = {name: f"{place}/{name}" for name in USER_FOLDERS if _holds(layout.root / place / name)}
-        new = {name: path for name, path in there.items() if path not in known}
+    for place, kind in places.items():
+        filled = {name: f"{place}/{name}" for name in USER_FOLDERS if _holds(layout.root / place / name)}
+        new = {name: path for name, path in filled.items() if path not in known}
         free = {name: path for name, path in new.items() if name not in folders and _is_free(layout, name, mounts)}
         folders |= free
         for name, path in new.items():
@@ -131,7 +135,7 @@ def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collecti
             else:
                 held.append(path)
         kinds += [kind] if new else []
-    stored = {kind: f"{_STORAGE}/{name}" for kind, name in _STORED.items() if f"{_STORAGE}/{name}" not in known}
+    stored = {kind: f"{_STORAGE}/{name}" for kind, name in stores.items() if f"{_STORAGE}/{name}" not in known}
     if stored := {kind: path for kind, path in stored.items() if _holds(layout.root / path)}:
         _add(models, stored)
         kinds += [] if "ai-dock" in kinds else ["ai-dock"]
@@ -139,6 +143,11 @@ def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collecti
         return None
     left = tuple(name for name in _ENVIRONMENTS if (layout.root / name).is_dir())
     return Found(" and ".join(kinds), core, folders, models, nodes, tuple(sorted(held)), left)
+
+
+def _begins(layout: Layout, place: str) -> bool:
+    """Whether the first folder of a place is there: one call on a volume that has nothing of it."""
+    return os.path.lexists(layout.root / place.partition("/")[0])
 
 
 def _add(models: dict[str, str], more: Mapping[str, str]) -> None:

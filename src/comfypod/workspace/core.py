@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from comfypod.workspace.plan import Plan, Volume
 
 
+# What symlink(2) says where the file system has none.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
 @dataclass(frozen=True, slots=True)
 class Core:
     """Where ComfyUI's core and the user's folders are, and what was done for that.
@@ -208,11 +212,21 @@ def carry_out(layout: Layout, image: Image, plan: Plan, volume: Volume, advance:
         core = _change(layout, image, plan, volume, advance)
         core = replace(core, problems=(*core.problems, *tidied(layout)))
     except (OSError, StorageError) as error:
+        if plan.mode == "link" and isinstance(error, OSError) and error.errno in _NO_LINKS:
+            return _without_links(layout, image, plan, volume, advance)
         told = error if isinstance(error, StorageError) else _failed(error, plan, layout)
         if plan.action == "seed":
             raise told from error
         return _from_image(layout, image, _problem(told))
     return core
+
+
+def _without_links(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: Callable[[int], None]) -> Core:
+    """Put files on a volume whose disk refuses links (exFAT, some network disks), or keep those that are there."""
+    reason = f"{layout.root} takes no links"
+    if volume.here is not None and volume.here.mode == "move" and volume.here.name == plan.release:
+        return carry_out(layout, image, replace(plan, action="keep", mode="move", reason=reason), volume, advance)
+    return carry_out(layout, image, replace(plan, mode="move", reason=f"{plan.reason}; {reason}"), volume, advance)
 
 
 def go_back(layout: Layout, instead_of: str, environment: str, reason: str) -> Core:

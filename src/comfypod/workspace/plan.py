@@ -79,14 +79,15 @@ def look(layout: Layout) -> Volume:
     names = set(os.listdir(root)) if root.is_dir() else set()
     mounts = mounts_below(layout)
     foreign = here is None and not _PLACEHOLDERS.issuperset(names)
-    dangling = root.is_symlink() and not root.exists()
+    linked = root.is_symlink()
+    dangling = linked and not root.exists()
     return Volume(
         here,
         bare=not foreign,
         missing=releases.missing_entries(here, root) if here is not None else (),
         kept=_kept(layout, found.previous if found is not None else "") if here is None or here.mode == "move" else "",
         choice=read_choice(layout),
-        reachable=dangling or (not root.is_symlink() and not any(_in_core(root, point) for point in mounts)),
+        reachable=dangling or (not linked and not any(_in_core(root, point) for point in mounts)),
         attempts=found.attempts if found is not None else 0,
         found=adopt.find(layout, names, core=foreign or dangling, mounts=mounts),
         asked=layout.adopting.exists(),

@@ -733,3 +733,25 @@ def test_what_was_written_while_an_upgrade_was_open_is_kept(
         assert any(path.read_text() == "mine" for path in trial.root.rglob("main.py*") if not path.is_symlink()), step
         shutil.rmtree(trial.root)
     assert step > 20
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_f3_where_the_disk_takes_no_links_the_core_is_files(
+    volume: Volume, one: Image, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Doubled: no file system without links can be mounted here."""
+
+    def refuse(_source: object, target: object, *_: object) -> None:
+        raise OSError(code, os.strerror(code), str(target))
+
+    (one.tree / "link.py").unlink()
+    volume.network = True
+    monkeypatch.setattr(os, "symlink", refuse)
+    done = volume.boot(one)
+    assert (done.plan.action, done.plan.mode, done.problems) == ("seed", "move", ())
+    assert "takes no links" in done.plan.reason
+    assert is_whole(volume, one)
+    volume.persist = "link"
+    again = volume.boot(one)
+    assert (again.plan.action, again.core, again.problems) == ("keep", volume.layout.comfyui, ())
+    assert not volume.layout.journal.exists()
