@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def image(folder: Path, release: str) -> Image:
         (tree / "comfy" / "__pycache__").mkdir()
         (tree / "comfy" / "__pycache__" / "a.pyc").write_bytes(b"code")
     return Image(f"{release}-{'0' * 12}", tree, f"env{release}")
+
+
+def database(path: Path, revision: str) -> None:
+    """Make a database as ComfyUI has it, or bring the one that is there to a migration."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
+        connection.execute("DELETE FROM alembic_version")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
+    connection.close()
 
 
 @dataclass

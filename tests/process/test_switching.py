@@ -15,7 +15,7 @@ from comfypod.workspace import core
 from comfypod.workspace.adopt import adoptions
 from tests.kit.killer import suffer
 from tests.kit.strangers import ai_dock_storage, plain_clone, runpod_slim
-from tests.kit.volumes import Volume, image
+from tests.kit.volumes import Volume, database, image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def _upgrade(folder: Path) -> Change:
     volume.boot(one)
     _used(volume)
     volume.write("extra_2/mine.py")
-    volume.write("user/comfyui.db", "not really one")
+    database(volume.layout.comfyui / "user" / "comfyui.db", "0001_x")
     return Change(volume, lambda each: each.boot(two), two)
 
 
@@ -108,6 +108,7 @@ def _upgrade_on_trial(folder: Path) -> Change:
 def _back_to_the_image_before(folder: Path) -> Change:
     change = _upgrade(folder)
     change.volume.boot(image(folder, "2"))
+    database(change.volume.layout.comfyui / "user" / "comfyui.db", "0002_x")
     one = image(folder, "1")
     return Change(change.volume, lambda each: each.boot(one), one)
 

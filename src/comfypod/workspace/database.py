@@ -1,72 +1,96 @@
-"""ComfyUI's own database: an older ComfyUI cannot open what a newer one has migrated, so a copy is kept for it."""
+"""ComfyUI's own database: an older ComfyUI cannot open what a newer one has migrated, so copies are kept for it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import copying, files
 from comfypod.workspace import plan as plans
-from comfypod.workspace.journal import Move, free_name
+from comfypod.workspace.journal import Move
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
-    from pathlib import Path
 
     from comfypod.workspace.layout import Layout
 
-KEPT = ".comfypod-database"
+_STAGED = ".comfypod-database"
 _PLACE = "user/comfyui.db"
 # What SQLite may keep beside a database (https://sqlite.org/tempfiles.html).
 _PARTS = ("", "-journal", "-wal", "-shm")
 _REVISION = re.compile(r"""^revision(?:\s*:\s*str)?\s*=\s*["']([^"']+)["']""", re.MULTILINE)
+_COPY = re.compile(r"(\d{1,9})-([A-Za-z0-9_.]{1,100})\.db")
 
 
-def keep(layout: Layout) -> None:
-    """Stage a copy of the database as it is before an upgrade; ComfyUI does not run then.
+def change(layout: Layout, old: Path | None, new: Path) -> list[Move]:
+    """Return the renames that give the ComfyUI in the folder `new` a database that it can open.
+
+    One that it will migrate is copied first, to `.comfypod/databases`; the copy is staged here. One whose migration it
+    does not know goes there, and the newest copy that it knows takes its place. `old` is the tree that had it until
+    now, None where that is not known.
 
     Raises:
         OSError: the disk failed.
     """
-    current, staged = layout.comfyui / _PLACE, layout.staging / KEPT
-    if not current.is_file() or current.is_symlink():
-        return
+    current, known = layout.comfyui / _PLACE, _known(new)
+    revision = _revision(current)
+    if revision is None or not known or _COPY.fullmatch(f"0-{revision}.db") is None or _is_elsewhere(layout):
+        return []
+    copies = _tidied(layout)
+    place = layout.databases / f"{max(copies, default=0) + 1}-{revision}.db"
+    if revision in known:
+        if old is not None and known <= _known(old):
+            return []
+        _copy(current, layout.staging / _STAGED)
+        return [Move(_name(layout, layout.staging / _STAGED), _name(layout, place))]
+    there = [suffix for suffix in _PARTS if os.path.lexists(f"{current}{suffix}")]
+    moves = [Move(_name(layout, current) + suffix, _name(layout, place) + suffix) for suffix in there]
+    fitting = [number for number, (_, at) in copies.items() if at in known]
+    if fitting:
+        moves.append(Move(_name(layout, copies[max(fitting)][0]), _name(layout, current)))
+    return moves
+
+
+def _copies(layout: Layout) -> dict[int, tuple[Path, str]]:
+    """Return the copies by number, the oldest first: where each is, and its migration."""
+    try:
+        found = [match for name in os.listdir(layout.databases) if (match := _COPY.fullmatch(name))]
+    except FileNotFoundError:
+        return {}
+    return {int(match[1]): (layout.databases / match[0], match[2]) for match in sorted(found, key=lambda m: int(m[1]))}
+
+
+def _tidied(layout: Layout) -> dict[int, tuple[Path, str]]:
+    """Remove copies of which there is a later one at the same migration; return those that stay."""
+    copies = _copies(layout)
+    latest = {revision: number for number, (_, revision) in copies.items()}
+    for number, (path, revision) in copies.items():
+        for suffix in _PARTS if number != latest[revision] else ():
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    return {number: copies[number] for number in latest.values()}
+
+
+def _copy(current: Path, staged: Path) -> None:
+    """Copy a database that nobody writes to; bytes are better than nothing where SQLite cannot read it."""
     import sqlite3
 
+    staged.parent.mkdir(exist_ok=True)
     try:
         with _opened(current) as source, contextlib.closing(sqlite3.connect(staged)) as sink:
             source.backup(sink)
     except sqlite3.Error:
-        # No database, or one that cannot be opened: bytes are better than nothing.
         staged.unlink(missing_ok=True)
         copying.copy_file(str(current), str(staged))
 
 
-def kept_moves(layout: Layout, release: str) -> list[Move]:
-    """Return the rename that puts the staged copy beside the release that it belongs to."""
-    if not (layout.staging / KEPT).exists():
-        return []
-    return [Move(_name(layout, layout.staging / KEPT), _name(layout, layout.releases / release / KEPT))]
-
-
-def return_moves(layout: Layout, back: Path, leaving: str) -> Iterator[Move]:
-    """Yield the renames that set aside a database that the release in the folder `back` cannot open."""
-    current = layout.comfyui / _PLACE
-    revision = _revision(current)
-    if revision is None or revision in _known(back):
-        return
-    user = current.parent
-    if user.is_symlink() or any(user == point or user in point.parents for point in plans.mounts_below(layout)):
-        return
-    aside = free_name(layout.edits / leaving / _PLACE)
-    for suffix in _PARTS:
-        if os.path.lexists(f"{current}{suffix}"):
-            yield Move(_name(layout, current) + suffix, _name(layout, aside) + suffix)
-    if (back / KEPT).is_file():
-        yield Move(_name(layout, back / KEPT), _name(layout, current))
+def _is_elsewhere(layout: Layout) -> bool:
+    """Whether the user's folder cannot be renamed to and from: a link, or mounted apart."""
+    user = (layout.comfyui / _PLACE).parent
+    return user.is_symlink() or any(user == point or user in point.parents for point in plans.mounts_below(layout))
 
 
 def _revision(path: Path) -> str | None:

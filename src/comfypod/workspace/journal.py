@@ -61,10 +61,8 @@ def commit(layout: Layout, transaction: Transaction, *, copied: bool = True) -> 
     Raises:
         OSError: the disk failed; nothing has been renamed.
     """
-    if copied:
-        files.sync_filesystem(layout.staging)
-    elif layout.staging.is_dir():
-        files.fsync_folder(layout.staging)
+    if layout.staging.is_dir():
+        (files.sync_filesystem if copied else files.fsync_folder)(layout.staging)
     noted = Transaction(transaction.action, transaction.moves, transaction.after, staged=True)
     _write(layout, noted)
     return noted
@@ -132,8 +130,8 @@ def _is_inside(layout: Layout, move: Move) -> bool:
         ValueError, TypeError: a name is none.
     """
     core, ours = layout.comfyui.name, layout.records.name
-    adopted = f"{ours}/{layout.adopted.name}/"
-    sources = (f"{core}/", f"{ours}/{layout.staging.name}/", f"{ours}/{layout.releases.name}/", adopted)
+    adopted, copies = f"{ours}/{layout.adopted.name}/", f"{ours}/{layout.databases.name}/"
+    sources = (f"{core}/", f"{ours}/{layout.staging.name}/", f"{ours}/{layout.releases.name}/", adopted, copies)
     targets = (*sources, f"{ours}/{layout.edits.name}/")
     whole = move.source == core and move.target.startswith(adopted)
     return (

@@ -53,6 +53,11 @@ class Layout:
         return self.records / "adopted"
 
     @property
+    def databases(self) -> Path:
+        """Copies of ComfyUI's database, one for each migration that it has been at: `NUMBER-MIGRATION.db`."""
+        return self.records / "databases"
+
+    @property
     def adopting(self) -> Path:
         """Says that the next boot shall adopt what it finds."""
         return self.records / "adopt"

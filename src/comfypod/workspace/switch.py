@@ -66,16 +66,14 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
         moves: list[Move] = []
         if adopted is not None:
             moves += _stage_adoption(layout, adopted)
-        if keeps:
-            database.keep(layout)
         if layout.comfyui.exists():
             moves += _moves(layout, image, plan, old, new, tops)
             staged_names = [*seeds, *(adopted.links if adopted is not None else ())]
             moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in staged_names]
         else:
             moves.append(Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name))
-        if keeps and old is not None:
-            moves += database.kept_moves(layout, old.name)
+        if plan.action == "upgrade" and old is not None:
+            moves += database.change(layout, layout.comfyui if old.mode == "move" else None, image.tree)
         change = Transaction(plan.action, tuple(moves), after)
         advance(staged)
         change = journal.commit(layout, change, copied=plan.mode == "move" or bool(seeds) or adopted is not None)
@@ -161,8 +159,10 @@ def go_back(layout: Layout, environment: str, plan: Plan, volume: Volume, *, tri
     previous = old.name if plans.keeps(plan, volume) else ""
     after = state.State(back.name, environment, str(layout.root), previous, 1 if trial and previous else 0)
     with _undone_on_error(layout):
-        change = Transaction(plan.action, tuple(_return(layout, old, back)), after)
-        change = journal.commit(layout, change, copied=False)
+        journal.begin(layout, Transaction(plan.action, (), after))
+        moves = database.change(layout, layout.comfyui, layout.releases / back.name)
+        change = Transaction(plan.action, (*_return(layout, old, back), *moves), after)
+        change = journal.commit(layout, change, copied=bool(moves))
     journal.finish(layout, change)
 
 
@@ -253,7 +253,6 @@ def _return(layout: Layout, old: Release, back: Release) -> Iterator[Move]:
             yield Move(f"{here}/{name}", _way_out(layout, old, name) if ours else aside)
         if os.path.lexists(folder / name):
             yield Move(_name(layout, folder / name), f"{here}/{name}")
-    yield from database.return_moves(layout, folder, old.name)
 
 
 def _make_way(layout: Layout, old: Release | None) -> None:
@@ -332,7 +331,6 @@ def _place_for(folder: Path, name: str) -> Path:
 def _drop(layout: Layout, name: str) -> None:
     """Delete a kept release but for what a user had changed in it."""
     folder = layout.releases / name
-    (folder / database.KEPT).unlink(missing_ok=True)
     found = releases.read(folder)
     if found is None and any(folder.iterdir()):
         journal.set_aside(layout, folder, name)

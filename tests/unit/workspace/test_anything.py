@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from comfypod import release as releases
 from comfypod.errors import StorageError
+from comfypod.host import adopt
 from comfypod.workspace import core
 from tests.kit.killer import suffer
 from tests.kit.volumes import Volume, image
@@ -28,7 +29,7 @@ _CORE = ("comfy", "main.py", "comfyui_version.py", "extra_1")
 
 
 class Anything(RuleBasedStateMachine):
-    """Boots of three releases, kills and disk errors at any step, edits, installs, rollbacks, another mount."""
+    """Boots of three releases, kills and disk errors at any step, edits, rollbacks, adoptions, another mount."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class Anything(RuleBasedStateMachine):
         self.images = {number: image(self.folder, number) for number in "123"}
         self.written: dict[str, str] = {}
         self.count = 0
+        self.strange = False
 
     @initialize(persist=st.sampled_from(["auto", "link"]))
     def begin(self, persist: str) -> None:
@@ -92,6 +94,35 @@ class Anything(RuleBasedStateMachine):
     def settings(self, persist: str, upgrade: str) -> None:
         self.volume.persist, self.volume.upgrade = persist, upgrade
 
+    @precondition(lambda self: not self.strange)
+    @rule(places=st.sets(st.sampled_from(["models/vae", "custom_nodes/theirs", "user/default/workflows"]), min_size=1))
+    def find_what_another_image_left(self, places: set[str]) -> None:
+        self.strange = True
+        for place in places:
+            self.count += 1
+            path = self.volume.root / "runpod-slim" / "ComfyUI" / place / "theirs.txt"
+            path.parent.mkdir(parents=True)
+            path.write_text(f"mine {self.count}")
+            self.written[f"mine {self.count}"] = f"../runpod-slim/ComfyUI/{place}/theirs.txt"
+
+    @rule(number=_RELEASES)
+    def adopt_and_boot(self, number: str) -> None:
+        self.volume.layout.adopting.touch()
+        self.boot(number)
+
+    @rule(number=_RELEASES, step=st.integers(1, 60), fault=st.sampled_from(["kill", "ENOSPC", "EIO"]))
+    def adopt_with_a_fault(self, number: str, step: int, fault: str) -> None:
+        self.volume.layout.adopting.touch()
+        self.boot_with_a_fault(number, step, fault)
+
+    @rule(step=st.integers(1, 60), fault=st.sampled_from(["", "kill", "ENOSPC", "EIO"]))
+    def give_back(self, step: int, fault: str) -> None:
+        if fault:
+            suffer(lambda: adopt.undo(self.volume.layout), step, fault, self.folder / "notes")
+            return
+        with contextlib.suppress(StorageError):
+            adopt.undo(self.volume.layout)
+
     @rule()
     def ready(self) -> None:
         core.settle(self.volume.layout)
@@ -129,8 +160,11 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def files_outside_the_core_stay_where_they_are(self) -> None:
+        stays = {*releases.USER_FOLDERS, "notes.txt", ".."}
+        # An adoption puts another's workflows in the place of settings that were made here.
+        stays -= {"user"} if self.strange else set()
         for text, name in self.written.items():
-            if name.partition("/")[0] in releases.USER_FOLDERS or name == "notes.txt":
+            if name.partition("/")[0] in stays:
                 assert (self.volume.layout.comfyui / name).read_text() == text
 
     def teardown(self) -> None:

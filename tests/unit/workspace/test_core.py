@@ -21,7 +21,7 @@ from comfypod.workspace.switch import Image
 from tests.kit.disks import tmpfs
 from tests.kit.killer import suffer
 from tests.kit.users import common_folder, in_child
-from tests.kit.volumes import Volume, image
+from tests.kit.volumes import Volume, database, image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,15 +60,6 @@ def everything(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
         data = path.read_bytes() if path.is_file() else b""
         found[str(path)] = (facts.st_ino, facts.st_mode, facts.st_mtime_ns, data)
     return found
-
-
-def database(path: Path, revision: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
-        connection.execute("DELETE FROM alembic_version")
-        connection.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
-    connection.close()
 
 
 def revision(path: Path) -> str:
@@ -367,7 +358,41 @@ def test_going_back_an_older_comfyui_gets_the_database_that_it_can_open(volume: 
     newer = path.read_bytes()
     volume.boot(one)
     assert revision(path) == "0001_x"
-    assert (volume.layout.edits / two.release / "user" / "comfyui.db").read_bytes() == newer
+    assert (volume.layout.databases / "2-0002_x.db").read_bytes() == newer
+
+
+def test_going_back_over_several_releases_finds_the_database_of_long_ago(volume: Volume, tmp_path: Path) -> None:
+    """As with ComfyUI 0.18.2, 0.27.0, 0.30.0, 0.27.0, 0.18.2: only one release is kept, every migration is."""
+    path, images = volume.layout.comfyui / "user" / "comfyui.db", [image(tmp_path, number) for number in "123"]
+    for number, brought in enumerate(images, 1):
+        volume.boot(brought)
+        core.settle(volume.layout)
+        database(path, f"000{number}_x")
+    assert volume.boot(images[1]).plan.action == "return"
+    assert revision(path) == "0002_x"
+    assert volume.boot(images[0]).plan.action == "upgrade"
+    assert revision(path) == "0001_x"
+    volume.boot(images[2])
+    assert revision(path) == "0001_x"
+    assert sorted(copy.name.partition("-")[2] for copy in volume.layout.databases.iterdir()) == [
+        "0001_x.db", "0002_x.db", "0003_x.db",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("persist", ["move", "link"])
+def test_a_database_is_copied_before_it_is_migrated_and_there_is_one_copy_of_each(
+    volume: Volume, one: Image, two: Image, persist: str
+) -> None:
+    volume.persist = persist
+    path = volume.layout.comfyui / "user" / "comfyui.db"
+    volume.boot(one)
+    for _ in range(3):
+        database(path, "0001_x")
+        volume.boot(two)
+        database(path, "0002_x")
+        volume.boot(one)
+        assert revision(path) == "0001_x"
+    assert len(list(volume.layout.databases.iterdir())) <= 4
 
 
 def test_going_back_a_database_that_the_older_comfyui_knows_stays(volume: Volume, one: Image, two: Image) -> None:
