@@ -59,7 +59,6 @@ def carry_out(layout: Layout, console: Console) -> Result:
         return Result(_VERB, {"done": False}, f"the next start adopts {found.told()}; stop and start the pod")
     image, going_by = image_of(layout), wanted(layout)
     going_by["adopt"] = "auto"
-    layout.records.mkdir(exist_ok=True)
     with held(layout), console.progress("ComfyUI") as advance:
         done = core.bring(layout, image, **going_by, advance=advance)
     rows = [f"  {problem.message}; {problem.hint}" for problem in done.problems]

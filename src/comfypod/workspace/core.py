@@ -14,7 +14,7 @@ from comfypod import files
 from comfypod import release as releases
 from comfypod.errors import InstallError, Problem, StorageError
 from comfypod.release import USER_FOLDERS
-from comfypod.workspace import journal, state, switch
+from comfypod.workspace import database, journal, state, switch
 from comfypod.workspace import plan as plans
 from comfypod.workspace.switch import Image, tidy
 
@@ -326,6 +326,8 @@ def _as_it_is(layout: Layout, image: Image, plan: Plan, volume: Volume) -> Core:
     attempts = found.attempts if found is not None and found.release == release else 0
     problems: tuple[Problem, ...] = ()
     try:
+        if plan.action == "image":
+            database.keep(layout)
         state.write(layout.state, state.State(release, image.environment, str(layout.root), volume.kept, attempts))
     except OSError as error:
         problems = (_unwritten(error, layout),)

@@ -38,7 +38,7 @@ def change(layout: Layout, old: Path | None, new: Path) -> list[Move]:
     """
     current, known = layout.comfyui / _PLACE, _known(new)
     revision = _revision(current)
-    if revision is None or not known or _COPY.fullmatch(f"0-{revision}.db") is None or _is_elsewhere(layout):
+    if revision is None or not known:
         return []
     copies = _tidied(layout)
     place = layout.databases / f"{max(copies, default=0) + 1}-{revision}.db"
@@ -47,12 +47,31 @@ def change(layout: Layout, old: Path | None, new: Path) -> list[Move]:
             return []
         _copy(current, layout.staging / _STAGED)
         return [Move(_name(layout, layout.staging / _STAGED), _name(layout, place))]
+    if _is_elsewhere(layout):
+        return []
     there = [suffix for suffix in _PARTS if os.path.lexists(f"{current}{suffix}")]
     moves = [Move(_name(layout, current) + suffix, _name(layout, place) + suffix) for suffix in there]
     fitting = [number for number, (_, at) in copies.items() if at in known]
     if fitting:
         moves.append(Move(_name(layout, copies[max(fitting)][0]), _name(layout, current)))
     return moves
+
+
+def keep(layout: Layout) -> None:
+    """Copy a database that may be migrated now, unless there is a copy of its migration.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    current = layout.comfyui / _PLACE
+    revision, copies = _revision(current), _copies(layout)
+    if revision is None or revision in {at for _, at in copies.values()}:
+        return
+    staged = layout.databases / ".new"
+    staged.unlink(missing_ok=True)
+    _copy(current, staged)
+    staged.rename(layout.databases / f"{max(copies, default=0) + 1}-{revision}.db")
+    files.fsync_folder(layout.databases)
 
 
 def _copies(layout: Layout) -> dict[int, tuple[Path, str]]:
@@ -78,7 +97,7 @@ def _copy(current: Path, staged: Path) -> None:
     """Copy a database that nobody writes to; bytes are better than nothing where SQLite cannot read it."""
     import sqlite3
 
-    staged.parent.mkdir(exist_ok=True)
+    staged.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _opened(current) as source, contextlib.closing(sqlite3.connect(staged)) as sink:
             source.backup(sink)
@@ -94,7 +113,7 @@ def _is_elsewhere(layout: Layout) -> bool:
 
 
 def _revision(path: Path) -> str | None:
-    """Return the migration that a database is at; None where there is none or it is no such database."""
+    """Return the migration that a database is at; None where there is none, or it is no such database or name."""
     if not path.is_file():
         return None
     import sqlite3
@@ -104,7 +123,7 @@ def _revision(path: Path) -> str | None:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error:
         return None
-    return str(row[0]) if row is not None else None
+    return str(row[0]) if row is not None and _COPY.fullmatch(f"0-{row[0]}.db") else None
 
 
 @contextlib.contextmanager

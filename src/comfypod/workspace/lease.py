@@ -8,6 +8,7 @@ on writing a new beat into it, measured by our own monotonic clock: no two clock
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -31,6 +32,8 @@ Life = Literal["alive", "unknown", "dead"]
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 45.0
 _LOOK_SECONDS = 0.25
+# How long a ticket may be empty: its owner writes it at once, and draws again where it is gone by then.
+_EMPTY_SECONDS = 1.0
 _NAME = re.compile(r"\d{1,15}")
 _BYTES = 1024
 _TRIES = 100
@@ -191,6 +194,8 @@ class Lease:
                 continue
             self._number = number
             try:
+                with contextlib.suppress(PermissionError):
+                    os.fchmod(self._handle, 0o644)
                 locked = self._lock()
                 self._write()
                 # A folder may be shown as it was: who drew a number below one that is there draws again.
@@ -288,7 +293,7 @@ class Lease:
         if seen.data != data:
             self._seen[number] = _Seen(data, now, moved=True)
             return "alive"
-        if now - seen.since > self._patience:
+        if now - seen.since > (self._patience if data else min(self._patience, _EMPTY_SECONDS)):
             return "dead"
         return "alive" if seen.moved else "unknown"
 

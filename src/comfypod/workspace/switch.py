@@ -72,11 +72,14 @@ def bring_in(layout: Layout, image: Image, plan: Plan, volume: Volume, advance: 
             moves += [Move(_staged(layout, name), f"{layout.comfyui.name}/{name}") for name in staged_names]
         else:
             moves.append(Move(_name(layout, layout.staging / layout.comfyui.name), layout.comfyui.name))
-        if plan.action == "upgrade" and old is not None:
-            moves += database.change(layout, layout.comfyui if old.mode == "move" else None, image.tree)
+        copies: list[Move] = []
+        if plan.action in ("upgrade", "adopt", "seed"):
+            known = layout.comfyui if old is not None and old.mode == "move" else None
+            copies = database.change(layout, known, image.tree)
+        moves += copies
         change = Transaction(plan.action, tuple(moves), after)
         advance(staged)
-        change = journal.commit(layout, change, copied=plan.mode == "move" or bool(seeds) or adopted is not None)
+        change = journal.commit(layout, change, copied=plan.mode == "move" or bool(seeds or copies or adopted))
     journal.finish(layout, change)
     return staged
 
@@ -143,7 +146,10 @@ def give_back(layout: Layout, number: int, adopted: Adoption, environment: str) 
     release = "" if foreign or old is None else old.name
     after = state.State(release, environment, str(layout.root), gone, 0)
     with _undone_on_error(layout):
-        change = journal.commit(layout, Transaction("give back", tuple(moves), after), copied=False)
+        journal.begin(layout, Transaction("give back", (), after))
+        copies = database.change(layout, layout.comfyui, place / here) if foreign else []
+        change = Transaction("give back", (*moves, *copies), after)
+        change = journal.commit(layout, change, copied=bool(copies))
     journal.finish(layout, change)
 
 

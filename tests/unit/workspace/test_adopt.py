@@ -11,7 +11,7 @@ from comfypod.host import adopt as verb
 from comfypod.release import USER_FOLDERS
 from comfypod.workspace import adopt, plan
 from tests.kit.strangers import STRANGERS, plain_clone, runpod_slim
-from tests.kit.volumes import Volume, image
+from tests.kit.volumes import Volume, database, image, revision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,3 +214,32 @@ def test_a_record_comes_back_as_it_was_written(volume: Volume) -> None:
     path.write_bytes(made.encode())
     assert adopt.adoptions(volume.layout) == {7: made}
     assert json.loads(made.encode())["moved"] == ["main.py"]
+
+
+def test_their_database_is_copied_before_it_is_migrated_and_comes_back_with_their_core(
+    volume: Volume, one: Image, tmp_path: Path
+) -> None:
+    two, path = image(tmp_path, "2"), volume.layout.comfyui / "user" / "comfyui.db"
+    plain_clone(volume.layout)
+    versions = volume.layout.comfyui / "alembic_db" / "versions"
+    versions.mkdir(parents=True)
+    (versions / "0001_x.py").write_text('revision = "0001_x"\n')
+    database(path, "0001_x")
+    assert volume.boot(two).plan.action == "image"
+    database(path, "0002_x")
+    adopted(volume, two)
+    assert revision(path) == "0002_x"
+    verb.undo(volume.layout)
+    assert revision(path) == "0001_x"
+    assert len([copy for copy in volume.layout.databases.iterdir() if "0002_x" in copy.name]) >= 1
+
+
+def test_the_database_of_a_folder_that_is_linked_to_is_copied(volume: Volume, one: Image) -> None:
+    runpod_slim(volume.layout)
+    theirs = volume.root / "runpod-slim" / "ComfyUI" / "user" / "comfyui.db"
+    database(theirs, "0001_x")
+    adopted(volume, one)
+    two = image(volume.root.parent, "2")
+    volume.boot(two)
+    assert [copy.name.partition("-")[2] for copy in volume.layout.databases.iterdir()] == ["0001_x.db"]
+    assert revision(theirs) == "0001_x"

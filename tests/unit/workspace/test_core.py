@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from comfypod.workspace.switch import Image
 from tests.kit.disks import tmpfs
 from tests.kit.killer import suffer
 from tests.kit.users import common_folder, in_child
-from tests.kit.volumes import Volume, database, image
+from tests.kit.volumes import Volume, database, image, revision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,11 +59,6 @@ def everything(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
         data = path.read_bytes() if path.is_file() else b""
         found[str(path)] = (facts.st_ino, facts.st_mode, facts.st_mtime_ns, data)
     return found
-
-
-def revision(path: Path) -> str:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
 
 
 def test_an_empty_volume_gets_the_tree_and_its_mark(volume: Volume, one: Image) -> None:
