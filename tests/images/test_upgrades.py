@@ -104,6 +104,10 @@ def ensure_works(container: Container, version: str) -> dict[str, Any]:
     status = container.wait_ready()
     assert json.loads(container.ask("/system_stats")[1])["system"]["comfyui_version"] == version
     whole = container.comfypod("workspace", "verify")
+    facts = json.loads(container.python("print(open('/etc/comfypod/pod.json').read())"))
+    if facts["comfyui_version"] == version:
+        digest = facts["comfyui_digest"].partition(":")[2]
+        assert whole["data"]["release"] == f"{version}-{digest[:12]}"
     assert whole["data"]["release"].startswith(f"{version}-"), whole
     assert {*_MINE, "KitInvert"} <= container.nodes()
     assert container.python("import os; print(os.path.realpath('/ComfyUI'))") == "/workspace/ComfyUI"
@@ -127,19 +131,23 @@ def test_b1_b2_f10_real_upgrades_and_the_way_back_lose_nothing_of_the_users(
             client = Inside(container)
             if step == 0:
                 client.post("/userdata/workflows%2Fmine.json?overwrite=true", json.dumps(SAVED).encode())
-            assert json.loads(client.get("/userdata/workflows%2Fmine.json")) == SAVED
+            assert client.get("/userdata/workflows%2Fmine.json") == json.dumps(SAVED).encode()
             assert problems(status) == {}
             kept = container.comfypod("workspace", "status")["data"]["previous"]
             assert kept.startswith(previous)
             assert bool(kept) == bool(previous)
             log = (workspace / "logs" / "comfyui.log").read_text()
-            assert not re.search(r"(?i)failed to initialize database|can't locate revision|database is locked", log), (
-                log
-            )
+            assert not re.search(
+                r"(?i)failed to initialize database|can't locate revision|database is locked|alembic.util|OperationalError",
+                log,
+            ), log
         (workspace / "logs" / "comfyui.log").unlink()
         known, previous = users_files(workspace), f"{version}-"
         print(f"{version}: database at {revision(workspace)}")
         assert revisions.setdefault(version, revision(workspace)) == revision(workspace)
+    # What 0.18.2 cannot open was set aside, and is there for the way forward.
+    copies = {path.stem.partition("-")[2] for path in (workspace / ".comfypod" / "databases").iterdir()}
+    assert revisions[NEW] in copies
     assert len([path for path in known if path.endswith(".png") and "kept" in path]) == 5
 
 
