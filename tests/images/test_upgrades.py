@@ -44,6 +44,10 @@ class {name}:
         return (1,)
 NODE_CLASS_MAPPINGS = {{"{name}": {name}}}
 """
+_DATABASE_TROUBLE = re.compile(
+    "failed to initialize database|can't locate revision|database is locked|alembic.util|OperationalError",
+    re.IGNORECASE,
+)
 _MINE = {"MineOne", "MineTwo", "MineThree"}
 # Ends ComfyUI's process before it serves, as a node does that does not suit a new release.
 _DEADLY = """
@@ -137,10 +141,7 @@ def test_b1_b2_f10_real_upgrades_and_the_way_back_lose_nothing_of_the_users(
             assert kept.startswith(previous)
             assert bool(kept) == bool(previous)
             log = (workspace / "logs" / "comfyui.log").read_text()
-            assert not re.search(
-                r"(?i)failed to initialize database|can't locate revision|database is locked|alembic.util|OperationalError",
-                log,
-            ), log
+            assert not _DATABASE_TROUBLE.search(log), log
         (workspace / "logs" / "comfyui.log").unlink()
         known, previous = users_files(workspace), f"{version}-"
         print(f"{version}: database at {revision(workspace)}")
