@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -130,3 +131,23 @@ def test_a_boot_that_is_stopped_while_it_waits_ends_at_once(sites: tuple[Site, S
             assert pod.stop(seconds=5) == 0
         assert len(os.listdir(second.layout.pods)) == 1
         stopped.process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a9_a_stale_lease_of_a_machine_that_is_gone_is_taken_over_by_a_real_boot(sites: tuple[Site, Site]) -> None:
+    """Slow by the 45 seconds that it takes to be sure; its clock was a year ahead."""
+    _, site = sites
+    body = {"host": "gone", "phase": "preparing", "beat": 9, "machine": "m", "pid": 7, "started": 7, "namespace": "n"}
+    site.layout.pods.mkdir(parents=True)
+    ticket = site.layout.pods / "4"
+    ticket.write_text(json.dumps(body))
+    os.utime(ticket, (time.time() + 3e7,) * 2)
+    for path in (site.layout.root, *site.layout.root.rglob("*")):
+        os.chown(path, 1000, 1000)
+    began = time.monotonic()
+    with boot(site) as pod:
+        until(lambda: "waiting for the pod on gone" in detail(pod), "the wait in the status")
+        assert "seeded" in pod.wait_for("ready", 90)["stages"][0]["detail"]
+        assert time.monotonic() - began > 40
+        assert os.listdir(site.layout.pods) == ["5"]
+        assert pod.stop() == 0

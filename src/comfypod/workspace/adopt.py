@@ -102,10 +102,13 @@ class Adoption:
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
-def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collection[Path]) -> Found | None:
+def find(
+    layout: Layout, names: Collection[str], here: Release | None, *, core: bool, mounts: Collection[Path]
+) -> Found | None:
     """Look for what can be adopted, in a few places whose names are known; None when there is nothing.
 
-    `names` is what `ComfyUI/` holds, `core` whether that is another's core, `mounts` what is mounted below.
+    `names` is what `ComfyUI/` holds, `here` its release, `core` whether that is another's core, `mounts` what is
+    mounted below.
 
     Raises:
         OSError: the workspace cannot be read.
@@ -123,7 +126,9 @@ def find(layout: Layout, names: Collection[str], *, core: bool, mounts: Collecti
     for place, kind in places.items():
         filled = {name: f"{place}/{name}" for name in USER_FOLDERS if _holds(layout.root / place / name)}
         new = {name: path for name, path in filled.items() if path not in known}
-        free = {name: path for name, path in new.items() if name not in folders and _is_free(layout, name, mounts)}
+        free = {
+            name: path for name, path in new.items() if name not in folders and _is_free(layout, name, here, mounts)
+        }
         folders |= free
         for name, path in new.items():
             if name in free:
@@ -224,7 +229,7 @@ def _holds(folder: Path) -> bool:
         return False
 
 
-def _is_free(layout: Layout, name: str, mounts: Collection[Path]) -> bool:
+def _is_free(layout: Layout, name: str, here: Release | None, mounts: Collection[Path]) -> bool:
     """Whether a folder of `ComfyUI/` can give way to a link: nothing but what ComfyUI itself puts there is in it."""
     folder = layout.comfyui / name
     if not os.path.lexists(folder):
@@ -235,14 +240,19 @@ def _is_free(layout: Layout, name: str, mounts: Collection[Path]) -> bool:
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     if name == "user":
         return not any("workflows" in path.parts for path in found)
-    return all(_is_brought(path) for path in found)
+    return all(_is_brought(folder, path, here) for path in found)
 
 
-def _is_brought(path: Path) -> bool:
-    """Whether a file of a user folder is one that comes with ComfyUI."""
-    placeholder = path.name.startswith("put_") and path.name.endswith("_here")
+def _is_brought(folder: Path, path: Path, here: Release | None) -> bool:
+    """Whether a file of a user folder is one that comes with ComfyUI: by its digest, where the release is known."""
+    if CACHE in path.parts or (folder / path).is_symlink():
+        return CACHE in path.parts
+    if here is not None and here.files:
+        wanted = here.files.get(f"{folder.name}/{path.as_posix()}")
+        return wanted is not None and wanted == files.sha256_file(folder / path)
+    placeholder = not (folder / path).stat().st_size
     config = path.parts[0] == "configs" and path.suffix == ".yaml"
-    return placeholder or config or path.as_posix() in _BROUGHT or CACHE in path.parts
+    return placeholder or config or path.as_posix() in _BROUGHT
 
 
 def _kinds_in(layout: Layout, place: str) -> dict[str, str]:

@@ -153,8 +153,8 @@ def bring(
     wanted: Wanted = {"persist": persist, "upgrade": upgrade, "adopt": adopt, "network": network}
     plan, volume = plan_for(layout, image, **wanted)
     core = carry_out(layout, image, plan, volume, advance)
-    if volume.asked and volume.found is not None and plan.action not in ("adopt", "image"):
-        # The core was to be changed first.
+    if volume.asked and volume.found is not None and core.plan.action not in ("adopt", "image"):
+        # The core was to be changed first, and has been.
         left = (*left, *core.problems)
         plan, volume = plan_for(layout, image, **wanted)
         core = carry_out(layout, image, plan, volume, advance)

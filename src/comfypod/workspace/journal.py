@@ -48,8 +48,10 @@ def begin(layout: Layout, transaction: Transaction) -> None:
     """Note that something is being staged; what is killed from here on is undone.
 
     Raises:
-        OSError: the disk failed.
+        OSError: the disk failed, or a change is open that has to be finished first (EBUSY).
     """
+    if (open_ := read(layout)) is not None and open_.staged:
+        raise OSError(errno.EBUSY, f"the {open_.action} that was begun is not finished", str(layout.journal))
     _write(layout, transaction)
 
 

@@ -89,7 +89,7 @@ def look(layout: Layout) -> Volume:
         choice=read_choice(layout),
         reachable=dangling or (not linked and not any(_in_core(root, point) for point in mounts)),
         attempts=found.attempts if found is not None else 0,
-        found=adopt.find(layout, names, core=foreign or dangling, mounts=mounts),
+        found=adopt.find(layout, names, here, core=foreign or dangling, mounts=mounts),
         asked=layout.adopting.exists(),
     )
 

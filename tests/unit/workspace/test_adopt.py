@@ -9,7 +9,7 @@ from comfypod import release as releases
 from comfypod.errors import StorageError
 from comfypod.host import adopt as verb
 from comfypod.release import USER_FOLDERS
-from comfypod.workspace import adopt, plan
+from comfypod.workspace import adopt, journal, plan, state
 from tests.kit.strangers import STRANGERS, plain_clone, runpod_slim
 from tests.kit.volumes import Volume, database, image, revision
 
@@ -243,3 +243,25 @@ def test_the_database_of_a_folder_that_is_linked_to_is_copied(volume: Volume, on
     volume.boot(two)
     assert [copy.name.partition("-")[2] for copy in volume.layout.databases.iterdir()] == ["0001_x.db"]
     assert revision(theirs) == "0001_x"
+
+
+def test_a_file_of_the_users_under_a_name_that_comfyui_brings_keeps_its_folder(volume: Volume, one: Image) -> None:
+    runpod_slim(volume.layout)
+    volume.boot(one)
+    volume.write("models/kind_1/put_here", "notes of mine")
+    (volume.layout.comfyui / "input" / "broken.png").symlink_to("/nowhere")
+    found = plan.look(volume.layout).found
+    assert found is not None
+    assert not {"models", "input"} & set(found.folders)
+    adopted(volume, one)
+    assert (volume.layout.comfyui / "models" / "kind_1" / "put_here").read_text() == "notes of mine"
+
+
+def test_a_change_that_is_open_is_never_written_over(volume: Volume, one: Image) -> None:
+    """As an adoption that was asked for would have, after an upgrade whose renames the disk refused."""
+    volume.boot(one)
+    after = state.State(one.release, "env1", str(volume.root), "", 0)
+    open_ = journal.Transaction("upgrade", (), after, staged=True)
+    journal.commit(volume.layout, open_)
+    with pytest.raises(OSError, match="not finished"):
+        journal.begin(volume.layout, open_)
