@@ -14,6 +14,7 @@ from comfypod.log import human_bytes
 from comfypod.result import Result
 from comfypod.workspace import core, journal, run, state
 from comfypod.workspace import plan as plans
+from comfypod.workspace.adopt import adoptions
 
 if TYPE_CHECKING:
     from comfypod.log import Console
@@ -47,6 +48,8 @@ def status(layout: Layout) -> Result:
         "schema": found.schema if found else 0,
         "unfinished": open_.action if open_ else "",
         "edits": _edits(layout),
+        "adopted": [adopted.kind for adopted in adoptions(layout).values()],
+        "adoptable": volume.found.told() if volume.found is not None else "",
         "free_bytes": left.bytes,
         "free_inodes": left.inodes,
         "running": run.running(layout.run_record) is not None,
@@ -216,5 +219,10 @@ def _status_text(data: dict[str, Any], volume: Volume) -> str:
         ("trial", data["attempts"] and f"{data['attempts']} boots without ComfyUI being ready"),
         ("written by", data["writer"] and f"comfypod {data['writer']}, schema {data['schema']}"),
         ("set aside", ", ".join(data["edits"])),
+        (
+            "adopted",
+            data["adopted"] and f"{', '.join(data['adopted'])}; `comfypod workspace adopt --undo` gives it back",
+        ),
+        ("adoptable", data["adoptable"]),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows if text)

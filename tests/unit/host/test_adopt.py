@@ -6,7 +6,7 @@ import pytest
 
 from comfypod import cli
 from comfypod.errors import BusyError, HostError, StorageError
-from comfypod.host import adopt
+from comfypod.host import adopt, workspace
 from comfypod.log import Console
 from comfypod.workspace.lease import Lease
 from tests.kit.strangers import STRANGERS, plain_clone, runpod_slim
@@ -104,3 +104,15 @@ def test_without_an_image_nothing_can_be_adopted(volume: Volume) -> None:
 def test_options_of_adopt_belong_to_it(volume: Volume, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["workspace", *words, "--workspace", str(volume.root)], 0.0) == 2
     assert "one at a time" in capsys.readouterr().out
+
+
+def test_status_names_what_was_adopted_and_what_could_be(volume: Volume) -> None:
+    plain_clone(volume.layout)
+    found = workspace.status(volume.layout)
+    assert found.data["adopted"] == []
+    assert "a Git clone" in found.data["adoptable"]
+    adopt.carry_out(volume.layout, QUIET)
+    found = workspace.status(volume.layout)
+    assert (found.data["adopted"], found.data["adoptable"]) == (["a Git clone"], "")
+    assert "adopted     a Git clone" in found.text
+    assert "adopt --undo" in found.text

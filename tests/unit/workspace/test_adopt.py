@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +13,9 @@ from comfypod.errors import StorageError
 from comfypod.host import adopt as verb
 from comfypod.release import USER_FOLDERS
 from comfypod.workspace import adopt, journal, plan, state
+from tests.kit import standin
+from tests.kit.disks import tmpfs
+from tests.kit.lab import until
 from tests.kit.strangers import STRANGERS, plain_clone, runpod_slim
 from tests.kit.volumes import Volume, database, image, revision
 
@@ -265,3 +271,31 @@ def test_a_change_that_is_open_is_never_written_over(volume: Volume, one: Image)
     journal.commit(volume.layout, open_)
     with pytest.raises(OSError, match="not finished"):
         journal.begin(volume.layout, open_)
+
+
+@pytest.mark.root
+def test_a12_a_real_mv_across_disks_that_was_killed_half_way_is_taken_over(
+    volume: Volume, one: Image, tmp_path: Path
+) -> None:
+    """As a shell entrypoint's first run: `mv` copies to the volume, then removes; the image has its own copy still."""
+    volume.layout.records.mkdir(parents=True)
+    with tmpfs(tmp_path / "container") as container:
+        tree = standin.tree(container / "ComfyUI", release="0.1")
+        for number in range(3000):
+            (tree / "comfy" / f"more_{number}.py").write_text("x = 1\n")
+        moving = subprocess.Popen(["mv", str(tree), str(volume.layout.comfyui)])
+        more = volume.layout.comfyui / "comfy"
+        until(lambda: more.is_dir() and len(os.listdir(more)) > 300, "some of the files")
+        moving.kill()
+        moving.wait()
+        assert moving.returncode == -signal.SIGKILL
+        assert len(os.listdir(more)) < 3000
+        assert (tree / "main.py").exists()
+    left = {path for path in contents(volume.root) if path.startswith("ComfyUI/")}
+    assert volume.boot(one).plan.action == "image"
+    adopted(volume, one)
+    here = releases.read(volume.layout.comfyui)
+    assert here is not None
+    assert releases.changes(here, volume.layout.comfyui) == releases.Changes()
+    aside = {f"ComfyUI/{path}" for path in contents(volume.layout.adopted / "1" / "ComfyUI")}
+    assert {path for path in left if path.split("/")[1] not in USER_FOLDERS} <= aside
