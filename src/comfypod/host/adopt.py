@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from comfypod import files
-from comfypod.errors import Problem, StorageError
+from comfypod.errors import StorageError
 from comfypod.host.startable import held
 from comfypod.host.volume import become_owner, ensure_there, image_of, looked_at, told, wanted
 from comfypod.log import human_bytes
 from comfypod.result import Result
-from comfypod.workspace import adopt, core, run, state, switch
+from comfypod.workspace import adopt, core, run, state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ def carry_out(layout: Layout, console: Console) -> Result:
         raise StorageError(f"nothing in {layout.root} is left to adopt", hint)
     if run.running(layout.run_record) is not None:
         with told(f"cannot write {layout.adopting}"):
-            files.write_atomic(layout.adopting, b"")
+            adopt.ask(layout)
         return Result(_VERB, {"done": False}, f"the next start adopts {found.told()}; stop and start the pod")
     image, going_by = image_of(layout), wanted(layout)
     going_by["adopt"] = "auto"
@@ -71,33 +71,30 @@ def carry_out(layout: Layout, console: Console) -> Result:
 
 
 def undo(layout: Layout) -> Result:
-    """Undo the last adoption: what it set aside is put back, its links go.
+    """Undo the last adoption: what it set aside is put back, its links go; where a pod runs, at its next start.
 
     Raises:
-        BusyError: a pod runs.
+        BusyError: the pod of another container runs.
         StorageError: there is none, or the disk failed.
     """
     ensure_there(layout)
     become_owner(layout)
-    found = state.read(layout.state)
+    found, known = state.read(layout.state), adopt.adoptions(layout)
+    if not known:
+        hint = "`comfypod workspace adopt` shows what could be adopted"
+        raise StorageError(f"no adoption holds in {layout.root}", hint)
+    number, adopted = max(known.items())
+    if run.running(layout.run_record) is not None:
+        with told(f"cannot write {layout.adopting}"):
+            adopt.ask(layout, f"undo {number}")
+        return Result(_VERB, {"undone": 0}, f"the next start gives back {adopted.kind}; stop and start the pod")
     with held(layout), told(f"cannot put back what was in {layout.comfyui}"):
         core.recover(layout)
-        adoptions = adopt.adoptions(layout)
-        if not adoptions:
-            hint = "`comfypod workspace adopt` shows what could be adopted"
-            raise StorageError(f"no adoption holds in {layout.root}", hint)
-        number, adopted = max(adoptions.items())
-        switch.give_back(layout, number, adopted, found.environment if found is not None else "")
+        problems = core.undo(layout, number, found.environment if found is not None else "")
         core.make_user_folders(layout)
-    aside = layout.adopted / str(number)
-    left = [name for name in adopted.moved if os.path.lexists(aside / layout.comfyui.name / name)]
-    problems = tuple(
-        Problem("adoption", f"{layout.comfyui / name} was changed since, and stays", f"the old one is in {aside}")
-        for name in left
-    )
     rows = [f"  {problem.message}; {problem.hint}" for problem in problems]
     text = "\n".join([f"{adopted.kind} is as it was before the adoption", *rows])
-    return Result(_VERB, {"undone": number, "left": left}, text, errors=problems)
+    return Result(_VERB, {"undone": number}, text, errors=problems)
 
 
 def _facts(layout: Layout, found: Found) -> dict[str, Any]:

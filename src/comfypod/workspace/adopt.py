@@ -181,6 +181,23 @@ def adoptions(layout: Layout) -> dict[int, Adoption]:
     return {number: adoption for number, adoption in sorted(found.items()) if adoption is not None}
 
 
+def asked(layout: Layout) -> str:
+    """Return what the next boot was asked for: `adopt`, `undo NUMBER`, or nothing."""
+    try:
+        return files.read_small(layout.adopting).decode("ascii", "replace").strip() or "adopt"
+    except OSError:
+        return ""
+
+
+def ask(layout: Layout, what: str = "") -> None:
+    """Ask the next boot to adopt what it finds, or for `undo NUMBER`.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    files.write_atomic(layout.adopting, what.encode())
+
+
 def next_number(layout: Layout) -> int:
     """Return a number that no adoption has had."""
     try:

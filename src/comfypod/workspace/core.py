@@ -16,6 +16,7 @@ from comfypod.errors import InstallError, Problem, StorageError
 from comfypod.release import USER_FOLDERS
 from comfypod.workspace import database, journal, state, switch
 from comfypod.workspace import plan as plans
+from comfypod.workspace.adopt import adoptions
 from comfypod.workspace.switch import Image, tidy
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ def plan_for(
         StorageError: a newer comfypod wrote the workspace, or what is there cannot be used.
     """
     volume = plans.look(layout)
-    volume = replace(volume, asked=volume.asked or adopt == "auto")
+    if adopt == "auto" and not volume.asked:
+        volume = replace(volume, asked="adopt")
     if os.path.lexists(layout.comfyui) and not layout.comfyui.is_dir():
         adoptable = volume.found is not None and volume.found.core
-        if not (adoptable and volume.asked):
+        if not (adoptable and volume.asked == "adopt"):
             hint = "`comfypod workspace adopt --yes` sets it aside, or move it away" if adoptable else "move it away"
             raise StorageError(f"{layout.comfyui} is there and is no folder", f"{hint}; nothing was written")
     plan = plans.decide(volume, image.release, persist=persist, upgrade=upgrade, network=network)
@@ -152,8 +154,14 @@ def bring(
         return _from_image(layout, image, _unfinished(error, layout))
     wanted: Wanted = {"persist": persist, "upgrade": upgrade, "adopt": adopt, "network": network}
     plan, volume = plan_for(layout, image, **wanted)
+    if volume.asked.startswith("undo"):
+        try:
+            left = (*left, *_undone(layout, image, volume.asked))
+        except OSError as error:
+            return _from_image(layout, image, _unfinished(error, layout))
+        plan, volume = plan_for(layout, image, **wanted)
     core = carry_out(layout, image, plan, volume, advance)
-    if volume.asked and volume.found is not None and core.plan.action not in ("adopt", "image"):
+    if volume.asked == "adopt" and volume.found is not None and core.plan.action not in ("adopt", "image"):
         # The core was to be changed first, and has been.
         left = (*left, *core.problems)
         plan, volume = plan_for(layout, image, **wanted)
@@ -163,9 +171,34 @@ def bring(
     return replace(core, seconds=time.monotonic() - started, problems=(*left, *core.problems))
 
 
+def undo(layout: Layout, number: int, environment: str) -> tuple[Problem, ...]:
+    """Undo an adoption; return what stays as users have changed it since.
+
+    Raises:
+        OSError: the disk failed; the next boot goes on.
+    """
+    adopted = adoptions(layout)[number]
+    switch.give_back(layout, number, adopted, environment)
+    aside = layout.adopted / str(number)
+    left = [name for name in adopted.moved if os.path.lexists(aside / layout.comfyui.name / name)]
+    return tuple(
+        Problem("adoption", f"{layout.comfyui / name} was changed since, and stays", f"the old one is in {aside}")
+        for name in left
+    )
+
+
+def _undone(layout: Layout, image: Image, asked: str) -> tuple[Problem, ...]:
+    """Undo the adoption that was asked to be undone while a pod ran, once."""
+    number = asked.partition(" ")[2]
+    known = number.isdecimal() and int(number) in adoptions(layout)
+    problems = undo(layout, int(number), image.environment) if known else ()
+    layout.adopting.unlink(missing_ok=True)
+    return problems
+
+
 def _told_found(layout: Layout, plan: Plan, volume: Volume, adopt: str) -> tuple[Problem, ...]:
     """Say what could be adopted; forget that it was asked for once it is done."""
-    if volume.asked and (volume.found is None or plan.action == "adopt"):
+    if volume.asked == "adopt" and (volume.found is None or plan.action == "adopt"):
         with contextlib.suppress(OSError):
             layout.adopting.unlink(missing_ok=True)
     if volume.found is None or plan.action == "adopt" or adopt == "off":

@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def adopting(self) -> Path:
-        """Says that the next boot shall adopt what it finds."""
+        """Says what the next boot shall do: nothing in it, adopt what it finds; `undo NUMBER`, give that back."""
         return self.records / "adopt"
 
     @property

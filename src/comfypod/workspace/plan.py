@@ -44,7 +44,7 @@ class Volume:
 
     `here` is the release in place; `bare` says that there is at most the user's folders; `attempts` counts as in
     the state; `reachable` says that all of the core can be renamed to and from the rest of the workspace; `found` is
-    what could be adopted, and `asked` says that it shall be.
+    what could be adopted, and `asked` what was asked for (`adopt.asked`).
     """
 
     here: Release | None
@@ -55,7 +55,7 @@ class Volume:
     reachable: bool = True
     attempts: int = 0
     found: Found | None = None
-    asked: bool = False
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def look(layout: Layout) -> Volume:
         reachable=dangling or (not linked and not any(_in_core(root, point) for point in mounts)),
         attempts=found.attempts if found is not None else 0,
         found=adopt.find(layout, names, here, core=foreign or dangling, mounts=mounts),
-        asked=layout.adopting.exists(),
+        asked=adopt.asked(layout),
     )
 
 
@@ -114,7 +114,7 @@ def decide(volume: Volume, wanted: str, *, persist: str, upgrade: str, network: 
 
 def _first(volume: Volume, wanted: str, mode: Mode) -> Plan:
     """Decide for a volume that has no release yet."""
-    if volume.asked and volume.found is not None:
+    if volume.asked == "adopt" and volume.found is not None:
         return Plan("adopt", wanted, mode, f"{volume.found.kind} was found")
     if not volume.bare:
         return Plan("image", wanted, "link", "it holds a ComfyUI that comfypod did not put there")
@@ -141,7 +141,7 @@ def keeps(plan: Plan, volume: Volume) -> bool:
 
 def _stay(volume: Volume, here: Release, wanted: str, mode: Mode, reason: str) -> Plan:
     if not volume.missing and (mode == here.mode or here.name != wanted):
-        if volume.asked and volume.found is not None:
+        if volume.asked == "adopt" and volume.found is not None:
             return Plan("adopt", here.name, here.mode, f"{volume.found.kind} was found")
         return Plan("keep", here.name, here.mode, reason or "it is in place")
     if here.name != wanted:

@@ -64,7 +64,7 @@ def test_a_clone_is_adopted_and_given_back(volume: Volume, one: Image) -> None:
     assert "workspace adopt --undo" in done.text
     with pytest.raises(StorageError, match="left to adopt"):
         adopt.carry_out(volume.layout, QUIET)
-    assert adopt.undo(volume.layout).data == {"undone": 1, "left": []}
+    assert adopt.undo(volume.layout).data == {"undone": 1}
     assert (volume.layout.comfyui / "main.py").stat().st_ino == before
     with pytest.raises(StorageError, match="no adoption holds"):
         adopt.undo(volume.layout)
@@ -86,10 +86,13 @@ def test_a_workspace_that_is_held_is_neither_adopted_nor_given_back(volume: Volu
     lease.take()
     with pytest.raises(BusyError):
         adopt.carry_out(volume.layout, QUIET)
+    lease.release()
+    assert adopt.carry_out(volume.layout, QUIET).data["done"]
+    lease.take()
     with pytest.raises(BusyError):
         adopt.undo(volume.layout)
     lease.release()
-    assert adopt.carry_out(volume.layout, QUIET).data["done"]
+    assert adopt.undo(volume.layout).data == {"undone": 1}
 
 
 def test_without_an_image_nothing_can_be_adopted(volume: Volume) -> None:
@@ -116,3 +119,19 @@ def test_status_names_what_was_adopted_and_what_could_be(volume: Volume) -> None
     assert (found.data["adopted"], found.data["adoptable"]) == (["a Git clone"], "")
     assert "adopted     a Git clone" in found.text
     assert "adopt --undo" in found.text
+
+
+def test_while_a_pod_runs_an_undo_waits_for_its_next_start_and_happens_once(volume: Volume, one: Image) -> None:
+    plain_clone(volume.layout)
+    adopt.carry_out(volume.layout, QUIET)
+    runs(volume)
+    assert adopt.undo(volume.layout).data == {"undone": 0}
+    assert volume.layout.adopting.read_text() == "undo 1"
+    volume.layout.run_record.unlink()
+    assert volume.boot(one).plan.action == "image"
+    assert not volume.layout.adopting.exists()
+    volume.layout.adopting.write_text("undo 1")
+    assert volume.boot(one).plan.action == "image"
+    for nonsense in ("undo", "undo x", "undo 99", "\0"):
+        volume.layout.adopting.write_text(nonsense)
+        assert volume.boot(one).plan.action == "image"
