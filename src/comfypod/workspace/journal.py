@@ -63,6 +63,7 @@ def commit(layout: Layout, transaction: Transaction, *, copied: bool = True) -> 
     Raises:
         OSError: the disk failed; nothing has been renamed.
     """
+    _ensure_plain(layout, transaction)
     if layout.staging.is_dir():
         (files.sync_filesystem if copied else files.fsync_folder)(layout.staging)
     noted = Transaction(transaction.action, transaction.moves, transaction.after, staged=True)
@@ -141,6 +142,14 @@ def _is_inside(layout: Layout, move: Move) -> bool:
         and (move.target.startswith(targets) or move.target == core)
         and all(_is_plain(layout, name) for name in (move.source, move.target))
     )
+
+
+def _ensure_plain(layout: Layout, transaction: Transaction) -> None:
+    """Refuse to switch through a link that something has put in the place of a folder; it could not be recovered."""
+    names = (Path(name) for move in transaction.moves for name in (move.source, move.target))
+    for folder in sorted({parent for name in names for parent in name.parents} - {Path()}):
+        if (layout.root / folder).is_symlink():
+            raise OSError(errno.ELOOP, "a link stands where a folder is needed", str(layout.root / folder))
 
 
 def _is_plain(layout: Layout, name: str) -> bool:

@@ -299,3 +299,23 @@ def test_a12_a_real_mv_across_disks_that_was_killed_half_way_is_taken_over(
     assert releases.changes(here, volume.layout.comfyui) == releases.Changes()
     aside = {f"ComfyUI/{path}" for path in contents(volume.layout.adopted / "1" / "ComfyUI")}
     assert {path for path in left if path.split("/")[1] not in USER_FOLDERS} <= aside
+
+
+@pytest.mark.parametrize("name", ["adopted", "databases"])
+def test_g8_a_link_in_the_place_of_a_folder_of_ours_is_not_followed(
+    volume: Volume, one: Image, tmp_path: Path, name: str
+) -> None:
+    plain_clone(volume.layout)
+    versions = volume.layout.comfyui / "alembic_db" / "versions"
+    versions.mkdir(parents=True)
+    database(volume.layout.comfyui / "user" / "comfyui.db", "0001_x")
+    volume.layout.records.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (volume.layout.records / name).symlink_to(tmp_path / "elsewhere")
+    before = contents(volume.root)
+    volume.adopt = "auto"
+    done = volume.boot(one)
+    assert done.plan.action == "image"
+    assert "a link stands where a folder is needed" in done.problems[0].message
+    assert contents(volume.root) == before
+    assert os.listdir(tmp_path / "elsewhere") == []
