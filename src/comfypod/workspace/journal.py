@@ -185,6 +185,10 @@ def _rename(layout: Layout, move: Move) -> None:
         if target.is_relative_to(layout.records) or not os.path.lexists(source):
             # It is done: what is at `source` now, if anything, has taken the place of what was moved away.
             return
+        if target.parent != layout.comfyui and source.is_relative_to(layout.staging):
+            # A user has put something there meanwhile. What a release has for their folders is a gift, and a whole
+            # ComfyUI that could not be put in place is seeded beside what is there.
+            return
         if not _was_empty(target):
             set_aside(layout, target)
     if target.is_relative_to(layout.staging) and not _is_ours(source):

@@ -774,3 +774,20 @@ def test_f3_where_the_disk_takes_no_links_the_core_is_files(
     again = volume.boot(one)
     assert (again.plan.action, again.core, again.problems) == ("keep", volume.layout.comfyui, ())
     assert not volume.layout.journal.exists()
+
+
+def test_what_a_user_writes_under_the_name_of_a_gift_while_a_change_is_open_stays_where_it_is(
+    volume: Volume, one: Image, two: Image, tmp_path: Path
+) -> None:
+    volume.boot(one)
+    noted, step = tmp_path / "notes", 0
+    place = volume.layout.comfyui / "models" / "kind_2" / "put_here"
+    while not (volume.layout.journal.exists() and '"staged": true' in volume.layout.journal.read_text()):
+        step += 1
+        suffer(lambda: volume.boot(two), step, "kill", noted)
+        assert not place.exists()
+    volume.write("models/kind_2/put_here", "mine")
+    assert volume.boot(two).plan.action == "keep"
+    assert place.read_text() == "mine"
+    assert is_whole(volume, two)
+    assert not volume.layout.edits.exists()
