@@ -90,7 +90,9 @@ def undo(layout: Layout) -> Result:
         return Result(_VERB, {"undone": 0}, f"the next start gives back {adopted.kind}; stop and start the pod")
     with held(layout), told(f"cannot put back what was in {layout.comfyui}"):
         core.recover(layout)
-        problems = core.undo(layout, number, found.environment if found is not None else "")
+        # One that was interrupted has been finished by now.
+        left = number in adopt.adoptions(layout)
+        problems = core.undo(layout, number, found.environment if found is not None else "") if left else ()
         core.make_user_folders(layout)
     rows = [f"  {problem.message}; {problem.hint}" for problem in problems]
     text = "\n".join([f"{adopted.kind} is as it was before the adoption", *rows])

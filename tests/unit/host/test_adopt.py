@@ -9,6 +9,7 @@ from comfypod.errors import BusyError, HostError, StorageError
 from comfypod.host import adopt, workspace
 from comfypod.log import Console
 from comfypod.workspace.lease import Lease
+from tests.kit.killer import suffer
 from tests.kit.strangers import STRANGERS, plain_clone, runpod_slim
 from tests.kit.volumes import Volume, image
 from tests.unit.host.test_workspace import brings, runs
@@ -135,3 +136,16 @@ def test_while_a_pod_runs_an_undo_waits_for_its_next_start_and_happens_once(volu
     for nonsense in ("undo", "undo x", "undo 99", "\0"):
         volume.layout.adopting.write_text(nonsense)
         assert volume.boot(one).plan.action == "image"
+
+
+def test_an_undo_that_was_killed_is_finished_by_the_next(volume: Volume, tmp_path: Path) -> None:
+    plain_clone(volume.layout)
+    before = (volume.layout.comfyui / "main.py").read_bytes()
+    adopt.carry_out(volume.layout, QUIET)
+    for step in range(1, 200):
+        if suffer(lambda: adopt.undo(volume.layout), step, "kill", tmp_path / "notes") == "done":
+            break
+        assert adopt.undo(volume.layout).data == {"undone": step}
+        assert (volume.layout.comfyui / "main.py").read_bytes() == before
+        adopt.carry_out(volume.layout, QUIET)
+    assert step > 20
