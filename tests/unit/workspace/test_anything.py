@@ -165,7 +165,7 @@ class Anything(RuleBasedStateMachine):
         stays -= {"user"} if self.strange else set()
         for text, name in self.written.items():
             top = name.partition("/")[0]
-            if (self.volume.layout.comfyui / top).is_symlink():
+            if top in releases.USER_FOLDERS and (self.volume.layout.comfyui / top).is_symlink():
                 # Written between a killed adoption and the boot that finished it: it went aside with its folder.
                 places = [self.volume.layout.comfyui, *self.volume.layout.adopted.glob("*/ComfyUI")]
                 assert text in {(place / name).read_text() for place in places if (place / name).is_file()}
