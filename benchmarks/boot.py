@@ -9,6 +9,7 @@ the process to the first 200 of `/system_stats`. Prints the breakdown of boot an
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -91,20 +93,43 @@ def booted(pod_path: Path, workspace: Path) -> Run:
     given = [f"--set={name}={value}" for name, value in {**PORTS, "workspace": str(workspace)}.items()]
     argv = [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(pod_path), *given]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    ports, answers = {"gateway": int(PORTS["port"]), "control plane": int(PORTS["control_port"])}, dict[str, float]()
+    asking = [threading.Thread(target=first_answer, args=(name, port, answers)) for name, port in ports.items()]
+    for thread in asking:
+        thread.start()
     process, began = start(argv, env, workspace)
     seconds = wait_ready(process, began)
     status: dict[str, Any] = {}
     while not _all_ready(status):
         time.sleep(0.1)
         status = control.status(CONTROL) or {}
+    first = time.monotonic() - status["boot"]["seconds"]
     process.terminate()
     process.wait(30)
-    return Run(seconds, status["boot"]["moments"])
+    return Run(
+        seconds, status["boot"]["moments"] | {f"first answer of the {name}": at - first for name, at in answers.items()}
+    )
+
+
+def first_answer(name: str, port: int, answers: dict[str, float]) -> None:
+    """Note in `answers` when a port answers for the first time, in monotonic seconds."""
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/livez")
+            if connection.getresponse().status == 200:
+                answers[name] = time.monotonic()
+                return
+        except OSError:
+            time.sleep(POLL / 5)
+        finally:
+            connection.close()
 
 
 def _all_ready(status: dict[str, Any]) -> bool:
     states = {row["name"]: row["state"] for row in status.get("services", ())}
-    return states == {"comfyui": "ready", "jupyter": "ready"}
+    return "jupyter" in states and set(states.values()) == {"ready"}
 
 
 def spread(values: list[float]) -> dict[str, float]:

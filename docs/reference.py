@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 
 from comfypod import arguments, errors, settings
+from comfypod.boot.metrics import TABLE as METRICS
 from comfypod.boot.process import MOVES
 from comfypod.boot.stages import STAGES
 from comfypod.manifest import schema
@@ -20,7 +22,10 @@ from comfypod.manifest.profiles import load_profiles
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from comfypod.manifest.profiles import Profile
+
 DOCS = Path(__file__).resolve().parent
+TEMPLATES = DOCS.parent / "deploy" / "runpod"
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
@@ -61,6 +66,7 @@ def profiles() -> str:
             f"{each.torch} / {each.torchvision} / {each.torchaudio}",
             each.cuda or "not used",
             str(each.driver or "none"),
+            ", ".join(each.hosts) or "any",
             each.python,
             ", ".join(each.architectures),
         )
@@ -68,9 +74,19 @@ def profiles() -> str:
     ]
     header = (
         "profile", "for", "GPU families", "compute capability", "torch / torchvision / torchaudio", "CUDA",
-        "oldest driver", "Python", "architectures",
+        "oldest driver", "CUDA version of a machine", "Python", "architectures",
     )  # fmt: skip
     return table(header, rows)
+
+
+def template(profile: Profile) -> str:
+    """Render what RunPod's API takes to start a pod (`POST /v1/pods`), for machines whose driver runs the image."""
+    body = {
+        "name": f"comfypod-{profile.name}", "imageName": f"comfyui:{profile.name}", "containerDiskInGb": 20,
+        "volumeInGb": 60, "volumeMountPath": "/workspace", "ports": ["8188/http", "8888/http"], "env": {},
+        "allowedCudaVersions": list(profile.hosts),
+    }  # fmt: skip
+    return json.dumps(body, indent=2) + "\n"
 
 
 def manifest_keys() -> str:
@@ -181,6 +197,12 @@ def states() -> str:
     )
 
 
+def metrics() -> str:
+    """Render every metric."""
+    rows = [(code(row.name), row.kind, ", ".join(map(code, row.labels)) or "none", row.help) for row in METRICS]
+    return table(("metric", "type", "labels", "meaning"), rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "exit-codes": exit_codes,
@@ -189,6 +211,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verbs": verbs,
     "stages": stages,
     "states": states,
+    "metrics": metrics,
 }
 
 
@@ -202,13 +225,21 @@ def pages() -> list[Path]:
     return sorted(DOCS.rglob("*.md"))
 
 
+def made() -> dict[Path, str]:
+    """Return every file that is made here, or in part, as the code has it now."""
+    texts = {page: renewed(page.read_text("utf-8")) for page in pages()}
+    return texts | {TEMPLATES / f"{each.name}.json": template(each) for each in load_profiles().values() if each.hosts}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Write what has changed; with `--check` write nothing and return 1 where something would change."""
-    stale = [page for page in pages() if renewed(page.read_text("utf-8")) != page.read_text("utf-8")]
+    texts = made()
+    stale = [page for page, text in texts.items() if not page.is_file() or page.read_text("utf-8") != text]
     for page in stale:
         sys.stdout.write(f"{'out of step' if '--check' in arguments else 'wrote'}: {page.relative_to(DOCS.parent)}\n")
         if "--check" not in arguments:
-            page.write_text(renewed(page.read_text("utf-8")), "utf-8")
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(texts[page], "utf-8")
     return 1 if stale and "--check" in arguments else 0
 
 

@@ -5,6 +5,7 @@ No torch, no nvidia-smi (its text changed between driver branches), and every fa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from dataclasses import dataclass
@@ -51,6 +52,18 @@ class Survey:
         return f"{named}; driver {self.driver}"
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy one device is: share of time in use, bytes, degrees Celsius; None where its library does not say."""
+
+    index: int
+    name: str
+    utilisation: float | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    temperature: int | None = None
+
+
 class Need(Protocol):
     """What a profile asks of GPU and driver: a row of the host's table, or what `pod.json` keeps of it."""
 
@@ -94,15 +107,69 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _Rates(ctypes.Structure):
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+_TEMPERATURE_OF_GPU = 0
+
+
 def probe(libraries: Iterable[str] = _LIBRARIES) -> Survey:
     """Ask the first NVML library that loads; takes a millisecond where there is none."""
+    library = _open(libraries)
+    if library is None:
+        return Survey(trouble="no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)")
+    return _ask(library)
+
+
+def loads(libraries: Iterable[str] = _LIBRARIES) -> tuple[Load, ...]:
+    """Ask how busy every device is; none where there is no driver, and without those that do not answer."""
+    library, count = _open(libraries), ctypes.c_uint()
+    if library is None:
+        return ()
+    try:
+        _call(library, "nvmlInit_v2")
+        _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+    except _NvmlError:
+        return ()
+    found = (_load_of(library, index) for index in range(count.value))
+    return tuple(load for load in found if load is not None)
+
+
+def _open(libraries: Iterable[str]) -> ctypes.CDLL | None:
     for name in libraries:
         try:
-            library = ctypes.CDLL(name)
+            return ctypes.CDLL(name)
         except OSError:
             continue
-        return _ask(library)
-    return Survey(trouble="no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)")
+    return None
+
+
+def _load_of(nvml: ctypes.CDLL, index: int) -> Load | None:
+    device, name = ctypes.c_void_p(), ctypes.create_string_buffer(_TEXT_BYTES)
+    rates, memory, degrees = _Rates(), _Memory(), ctypes.c_uint()
+    if not _says(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device)):
+        return None
+    _says(nvml, "nvmlDeviceGetName", device, name, _TEXT_BYTES)
+    is_used = _says(nvml, "nvmlDeviceGetUtilizationRates", device, ctypes.byref(rates))
+    is_filled = _says(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
+    is_warm = _says(nvml, "nvmlDeviceGetTemperature", device, _TEMPERATURE_OF_GPU, ctypes.byref(degrees))
+    return Load(
+        index,
+        name.value.decode("utf-8", "replace"),
+        rates.gpu / 100 if is_used else None,
+        memory.used if is_filled else None,
+        memory.total if is_filled else None,
+        degrees.value if is_warm else None,
+    )
+
+
+def _says(nvml: ctypes.CDLL, name: str, *arguments: object) -> bool:
+    try:
+        _call(nvml, name, *arguments)
+    except _NvmlError:
+        return False
+    return True
 
 
 def _ask(nvml: ctypes.CDLL) -> Survey:
@@ -110,6 +177,15 @@ def _ask(nvml: ctypes.CDLL) -> Survey:
         _call(nvml, "nvmlInit_v2")
     except _NvmlError as error:
         return Survey(trouble=str(error))
+    try:
+        return _asked(nvml)
+    finally:
+        # What was opened once would go on answering for devices that are gone.
+        with contextlib.suppress(_NvmlError):
+            _call(nvml, "nvmlShutdown")
+
+
+def _asked(nvml: ctypes.CDLL) -> Survey:
     driver = ""
     try:
         text = ctypes.create_string_buffer(_TEXT_BYTES)

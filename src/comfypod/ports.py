@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _LISTENING = "0A"
+_SPAN = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,26 @@ def connect_host(listen: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 - compared, not bound
 
 
-def http_url(host: str, port: int) -> str:
+def http_url(host: str, port: int, *, secure: bool = False) -> str:
     """Return the address of a server; IPv6 goes in brackets."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def choose_free(begin: int, like: int, host: str = "127.0.0.1") -> int:
+    """Return a free port below those that the kernel hands out, so that no outgoing connection takes it meanwhile.
+
+    It is one of five thousand from `begin` on, so that two services that do not listen yet never choose the same, and
+    the one that `like` leads to where that is free, so that it stays: ComfyUI names its logs after its port.
+
+    Raises:
+        BusyError: none of many that were tried is free.
+    """
+    for offset in (like % _SPAN, *(secrets.randbelow(_SPAN) for _ in range(200))):
+        port = begin + offset
+        if _opens(host, port, "--port"):
+            return port
+    raise BusyError(f"no port from {begin} to {begin + _SPAN - 1} is free on {host}", "stop what uses them")
 
 
 def ensure_free(listen: str, ports: Mapping[str, int]) -> None:

@@ -154,8 +154,10 @@ class ServiceChild:
     close: Callable[[], None]
 
 
-async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> ServiceChild:
-    """Start a supervised child in a session of its own, both streams joined in one pipe.
+async def start_service(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path, keep: Sequence[int] = ()
+) -> ServiceChild:
+    """Start a supervised child in a session of its own, both streams joined in one pipe; `keep` stays open in it.
 
     Raises:
         HostError: the program is missing or cannot be executed.
@@ -166,7 +168,7 @@ async def start_service(argv: Sequence[str], env: Mapping[str, str], cwd: Path) 
     try:
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT,
-            env=dict(env), cwd=cwd, start_new_session=True,
+            env=dict(env), cwd=cwd, start_new_session=True, pass_fds=keep,
         )  # fmt: skip
     except (OSError, ValueError) as error:
         os.close(reading)
@@ -215,6 +217,17 @@ def start_ticks(pid: int) -> int | None:
     """
     fields = _stat(pid)
     return int(fields[19]) if fields and fields[0] != "Z" else None
+
+
+def group_seconds(group: int) -> float:
+    """Return the processor time in seconds that the processes of a group, and what they have waited for, have used."""
+    ticks = 0
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            fields = _stat(int(name))
+            if fields and int(fields[2]) == group:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def command_line(pid: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Order, later wins: default, `pod.json`, `comfypod.toml` of the workspace, enviro
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,14 @@ Origin = Literal["default", "pod.json", "comfypod.toml", "environment", "command
 _Layer = tuple[Origin, "Mapping[str, str]"]
 _BLANK = frozenset({"", "null", "none", "undefined"})
 # Who the services are and who reaches them is not for the volume to say: what runs in the pod writes there.
-_NOT_FROM_VOLUME = frozenset({"auth", "control_listen", "jupyter_listen", "listen", "pgid", "puid"})
+_NOT_FROM_VOLUME = frozenset(
+    {
+        "auth", "control_listen", "jupyter_listen", "listen", "pgid", "puid", "services", "tls_cert", "tls_key",
+        "trusted_proxies",
+    }
+)  # fmt: skip
+_SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)=(?P<port>\d{1,5}):(?P<path>/(?:[A-Za-z0-9._~-]+/)+)")
+_TAKEN_PATHS = frozenset({"_pod", "api", "jupyter", "livez", "readyz", "startupz", ".", ".."})
 _SYSTEM = {("/",), *(("/", name) for name in ("bin", "boot", "dev", "etc", "lib", "proc", "sbin", "sys", "usr"))}
 _OURS = {
     "--listen": "use the setting `listen`",
@@ -72,6 +80,37 @@ def _arguments(text: str) -> tuple[str, ...]:
     return words
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    import ipaddress
+
+    return tuple(str(ipaddress.ip_network(word, strict=False)) for word in text.replace(",", " ").split())
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A service of the user's own, by the port that it has on loopback and the path that the gateway shows it below."""
+
+    name: str
+    port: int
+    path: str
+
+    def __str__(self) -> str:
+        """Write it as it is declared."""
+        return f"{self.name}={self.port}:{self.path}"
+
+
+def _services(text: str) -> tuple[Declared, ...]:
+    found = []
+    for word in text.replace(",", " ").split():
+        match = _SERVICE.fullmatch(word)
+        if match is None:
+            raise ValueError(f"NAME=PORT:/PATH/ is expected, not {word!r}")
+        if match["path"].split("/")[1] in _TAKEN_PATHS:
+            raise ValueError(f"{match['path']} is taken; choose another path")
+        found.append(Declared(match["name"], _port(match["port"]), match["path"]))
+    return tuple(found)
+
+
 def _number(text: str) -> str:
     """Accept a user or group id; -1, as 2^32-1, means "leave it" to the kernel."""
     if not text or (text.isascii() and text.isdecimal() and int(text) < 2**32 - 1):
@@ -84,6 +123,18 @@ def _seconds(text: str) -> float:
     if 0 <= seconds <= 3600:
         return seconds
     raise ValueError("a number of seconds up to 3600 is expected")
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise ValueError("a whole number from 0 on is expected")
+
+
+def _bytes(text: str) -> int:
+    """Accept a number of bytes, or of KiB, MiB or GiB with the suffix K, M or G."""
+    power = " KMG".find(text[-1:].upper())
+    return _count(text[:-1]) << 10 * power if power > 0 else _count(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +158,7 @@ TABLE: tuple[Setting, ...] = (
         ("COMFYPOD_LISTEN",),
         "127.0.0.1",
         str,
-        "address that ComfyUI answers on; `auto` is 127.0.0.1, and 0.0.0.0 when `auth` is `none`",
+        "address that the gateway answers on; beyond loopback it asks for the token",
     ),
     Setting(
         "persist",
@@ -130,16 +181,38 @@ TABLE: tuple[Setting, ...] = (
         _one_of("report", "auto", "off"),
         "what other images have left on a volume: say so, take it over at boot, or say nothing",
     ),
-    Setting("port", ("COMFYPOD_PORT",), "8188", _port, "port of ComfyUI"),
+    Setting("port", ("COMFYPOD_PORT",), "8188", _port, "port of the gateway: ComfyUI, and the pod below `/_pod/`"),
     Setting("jupyter", ("COMFYPOD_JUPYTER",), "on", _switch, "whether JupyterLab runs, where it is installed"),
     Setting(
         "jupyter_listen",
         ("COMFYPOD_JUPYTER_LISTEN",),
         "",
         str,
-        "address that JupyterLab, which has a login of its own, answers on; empty: as `listen`",
+        "address that JupyterLab's own port is opened on; empty: as `listen`",
     ),
-    Setting("jupyter_port", ("COMFYPOD_JUPYTER_PORT",), "8888", _port, "port of JupyterLab"),
+    Setting(
+        "jupyter_port",
+        ("COMFYPOD_JUPYTER_PORT",),
+        "8888",
+        _port,
+        "port of JupyterLab, which is also at `/jupyter/`; always behind the login",
+    ),
+    Setting(
+        "trusted_proxies",
+        ("COMFYPOD_TRUSTED_PROXIES",),
+        "",
+        _networks,
+        "addresses or networks of proxies whose X-Forwarded headers are believed",
+    ),
+    Setting(
+        "services",
+        ("COMFYPOD_SERVICES",),
+        "",
+        _services,
+        "services of your own on loopback that the gateway shows behind the login, as NAME=PORT:/PATH/",
+    ),
+    Setting("tls_cert", ("COMFYPOD_TLS_CERT",), "", str, "certificate in PEM with which the gateway speaks TLS"),
+    Setting("tls_key", ("COMFYPOD_TLS_KEY",), "", str, "the certificate's key, where it is a file of its own"),
     Setting("control_listen", ("COMFYPOD_CONTROL_LISTEN",), "127.0.0.1", str, "address of the control plane"),
     Setting("control_port", ("COMFYPOD_CONTROL_PORT",), "8189", _port, "port of the control plane"),
     Setting("comfyui_args", ("COMFYPOD_COMFYUI_ARGS",), "", _arguments, "more arguments for ComfyUI's main.py"),
@@ -149,14 +222,14 @@ TABLE: tuple[Setting, ...] = (
         ("COMFYPOD_AUTH",),
         "token",
         _one_of("token", "none"),
-        "`none` lets ComfyUI answer beyond loopback with no login",
+        "`none` lets anyone who reaches it have ComfyUI without a login",
     ),
     Setting(
         "token",
         ("COMFYPOD_TOKEN", "JUPYTER_TOKEN"),
         "",
         str,
-        "login token of JupyterLab; made and kept in the workspace when not given",
+        "token that logs in everywhere; made and kept in the workspace when not given",
         secret=True,
     ),
     Setting(
@@ -164,7 +237,7 @@ TABLE: tuple[Setting, ...] = (
         ("JUPYTER_PASSWORD",),
         "",
         str,
-        "password for JupyterLab instead of the token",
+        "another secret that logs in, for those who have one already",
         secret=True,
     ),
     Setting(
@@ -176,6 +249,20 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting("stop_seconds", ("COMFYPOD_STOP_SECONDS",), "4", _seconds, "how long a service may take to stop"),
     Setting(
+        "drain_seconds",
+        ("COMFYPOD_DRAIN_SECONDS",),
+        "5",
+        _seconds,
+        "how long a stop waits for the prompt that runs",
+    ),
+    Setting(
+        "resume",
+        ("COMFYPOD_RESUME",),
+        "off",
+        _switch,
+        "submit prompts again that were not finished when the pod was stopped",
+    ),
+    Setting(
         "wait_seconds",
         ("COMFYPOD_WAIT_SECONDS",),
         "900",
@@ -183,6 +270,35 @@ TABLE: tuple[Setting, ...] = (
         "how long a boot waits for another pod that prepares the same workspace",
     ),
     Setting("allow_cpu", ("COMFYPOD_ALLOW_CPU",), "off", _switch, "run on the CPU where the image's GPU is missing"),
+    Setting(
+        "wedged_seconds",
+        ("COMFYPOD_WEDGED_SECONDS",),
+        "60",
+        _seconds,
+        "how long ComfyUI may accept connections and not answer before it is killed and started again, ten times as "
+        "long while a prompt is at work; 0: for ever",
+    ),
+    Setting(
+        "gpu_seconds",
+        ("COMFYPOD_GPU_SECONDS",),
+        "15",
+        _seconds,
+        "how often to look whether the GPU is still there; three misses in a row end the pod; 0: never",
+    ),
+    Setting(
+        "queue_limit",
+        ("COMFYPOD_QUEUE_LIMIT",),
+        "0",
+        _count,
+        "the pod is not ready while ComfyUI has more prompts than this; 0: no limit",
+    ),
+    Setting(
+        "disk_floor",
+        ("COMFYPOD_DISK_FLOOR",),
+        "64M",
+        _bytes,
+        "the pod is not ready while the workspace's disk has fewer bytes free than this (suffix K, M or G)",
+    ),
     Setting("puid", ("PUID",), "", _number, "user id that services run as, in an image that is started as root"),
     Setting("pgid", ("PGID",), "", _number, "group id that services run as; without one, that of `puid`"),
 )
@@ -201,6 +317,10 @@ class Settings:
     jupyter: bool
     jupyter_listen: str
     jupyter_port: int
+    trusted_proxies: tuple[str, ...]
+    services: tuple[Declared, ...]
+    tls_cert: str
+    tls_key: str
     control_listen: str
     control_port: int
     comfyui_args: tuple[str, ...]
@@ -210,8 +330,14 @@ class Settings:
     jupyter_password: str
     on_failure: str
     stop_seconds: float
+    drain_seconds: float
+    resume: bool
     wait_seconds: float
     allow_cpu: bool
+    wedged_seconds: float
+    gpu_seconds: float
+    queue_limit: int
+    disk_floor: int
     puid: str
     pgid: str
     origins: Mapping[str, Origin]
@@ -261,7 +387,7 @@ def resolve(built: Mapping[str, str], environ: Mapping[str, str], arguments: Map
     except UsageError as error:
         problem = Problem("settings", f"{path} is not used: {error.message}", error.hint)
         settings = replace(settings, problems=(problem,))
-    if is_loopback(settings.listen):
+    if is_loopback(settings.listen) or settings.auth != "none":
         return settings
     return replace(settings, problems=(*settings.problems, _open_door(settings)))
 
@@ -281,22 +407,8 @@ def _resolved(layers: list[_Layer]) -> Settings:
         values["workspace"] = Path(values["workspace"]).expanduser().absolute()
     except RuntimeError as error:
         raise UsageError(f"workspace {values['workspace']}: there is no such home", "give it from / on") from error
-    values["listen"] = _address(values["listen"], values["auth"])
-    values["jupyter_listen"] = _address(values["jupyter_listen"] or values["listen"], values["auth"])
-    settings = Settings(**values, origins={name: origin for name, (origin, _) in merged.items()})
-    if not is_loopback(settings.listen) and settings.auth != "none":
-        raise UsageError(
-            f"ComfyUI has no login of its own and would answer anyone on {settings.listen}",
-            "listen on 127.0.0.1 and use a tunnel, or say COMFYPOD_AUTH=none to open it on purpose",
-        )
-    return settings
-
-
-def _address(listen: str, auth: str) -> str:
-    """Say what `auto` means: every address, but only where ComfyUI may answer anyone."""
-    if listen != "auto":
-        return listen
-    return "0.0.0.0" if auth == "none" else "127.0.0.1"  # noqa: S104 - asked for by COMFYPOD_AUTH=none
+    values["jupyter_listen"] = values["jupyter_listen"] or values["listen"]
+    return Settings(**values, origins={name: origin for name, (origin, _) in merged.items()})
 
 
 def as_text(name: str, value: Any) -> str:

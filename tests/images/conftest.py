@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from comfypod.image.engine import Engine
     from tests.kit.images import Index
+
+
+@pytest.fixture(scope="session")
+def local() -> Engine:
+    """Give the engine as comfypod finds it."""
+    found = engine.found()
+    if isinstance(found, str):
+        pytest.skip(f"no engine, see test_engine_is_there: {found}")
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -79,4 +90,5 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages
         images.forget()
         yield images
         images.forget()
-        images.make_room()
+        if os.environ.get("CI") == "true":
+            images.clear_cache()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import engine, standin_image
+from tests.kit import standin_image
 from tests.kit.real_images import problems, running
 
 if TYPE_CHECKING:
@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from comfypod.image.engine import Engine
-
-
-@pytest.fixture(scope="module")
-def local() -> Engine:
-    found = engine.found()
-    if isinstance(found, str):
-        pytest.skip(f"no engine, see test_engine_is_there: {found}")
-    return found
 
 
 @pytest.fixture(scope="module")

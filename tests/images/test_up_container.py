@@ -20,7 +20,7 @@ from comfypod.host.start import WORKSPACE_LABEL, name_of
 from comfypod.image import detect
 from comfypod.podfile import GpuNeed
 from comfypod.workspace.layout import Layout
-from tests.kit import driver, engine, standin_image
+from tests.kit import driver, standin_image
 from tests.kit.lab import until
 from tests.kit.pods import ROOT, comfypod, free_port
 from tests.kit.standin import Orders
@@ -44,14 +44,6 @@ class Images:
     dies: str
     slow: str
     gpu: str
-
-
-@pytest.fixture(scope="session")
-def local() -> Engine:
-    found = engine.found()
-    if isinstance(found, str):
-        pytest.skip(f"no engine, see test_engine_is_there: {found}")
-    return found
 
 
 @pytest.fixture(scope="session")

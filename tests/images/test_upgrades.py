@@ -61,6 +61,7 @@ NODE_CLASS_MAPPINGS = {{}}
 
 @pytest.fixture(scope="module")
 def images(real_images: RealImages) -> Iterator[dict[str, str]]:
+    real_images.make_room()
     yield {
         OLD: real_images.older(OLD), MIDDLE: real_images.older(MIDDLE), NEW: real_images.image("cpu", "slim"),
     }  # fmt: skip

@@ -20,7 +20,7 @@ def _tool(*argv: str) -> None:
 
 @contextmanager
 def tmpfs(
-    folder: Path, *, megabytes: int = 64, inodes: int | None = None, read_only: bool = False, noexec: bool = False
+    folder: Path, *, megabytes: int = 128, inodes: int | None = None, read_only: bool = False, noexec: bool = False
 ) -> Iterator[Path]:
     """Mount a tmpfs of a size on a new folder."""
     options = [

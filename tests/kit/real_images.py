@@ -73,6 +73,15 @@ def with_node(lock: Lock, node: LockedNode) -> Lock:
     return msgspec.structs.replace(lock, nodes=(node,))
 
 
+# Bytecode is made in the image, so it does not count.
+_UNPACKED = (
+    "import csv, glob, json\n"
+    "records = [path for top in ('venv', 'comfypod', 'jupyter')"
+    " for path in glob.glob(f'/opt/{top}/lib/python3*/site-packages/*.dist-info/RECORD')]\n"
+    "print(json.dumps(sum(int(row[2] or 0) for path in records for row in csv.reader(open(path)))))"
+)
+
+
 @dataclass
 class RealImages:
     """Images of one lock, each built when it is first asked for; `git` is where the node's repository is served."""
@@ -83,9 +92,12 @@ class RealImages:
     lock: Path
     results: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    here: set[tuple[str, str]] = field(default_factory=set)
+    profile: str = ""
 
     def older(self, version: str) -> str:
         """Return the tag of the small image for the CPU with another ComfyUI, all else as in the lock."""
+        self.take_place("cpu")
         if version not in self.tags:
             (node,) = read_lock(self.lock).nodes
             lock = older_lock(self.folder / f"older-{version}", version)
@@ -112,24 +124,68 @@ class RealImages:
         )  # fmt: skip
 
     def result(self, profile: str, variant: str) -> dict[str, Any]:
-        """Return what the build said of an image."""
+        """Return what the build said of an image, also of one that has made room since."""
         if (profile, variant) not in self.results:
-            if profile == "5090":
-                self.make_room()
+            self.take_place(profile)
             done = self.build(profile, variant)
             assert done.returncode == 0, done.stdout + done.stderr[-4000:]
             self.results[profile, variant] = json.loads(done.stdout)["data"]["images"][0]
+            self.here.add((profile, variant))
         return self.results[profile, variant]
 
+    def take_place(self, profile: str) -> None:
+        """Give up, under CI alone, the images of other profiles and what their builds have cached: 20 GB each."""
+        if self.profile != profile and os.environ.get("CI") == "true":
+            self.forget()
+            self.clear_cache()
+            self.here.clear()
+            self.tags.clear()
+        self.profile = profile
+
     def make_room(self) -> None:
-        """Give up, under CI alone, what builds have cached."""
+        """Give up, under CI alone, all but the small image for the CPU: what builds have cached is as large as it."""
         if os.environ.get("CI") == "true":
-            argv = [self.engine.program, "builder", "prune", "--force"]
-            subprocess.run(argv, check=True, capture_output=True, timeout=600)
+            for each in self.here - {("cpu", "slim")}:
+                for tag in self.results[each]["tags"]:
+                    self.engine.remove_image(tag)
+            self.here &= {("cpu", "slim")}
+            self.clear_cache()
+
+    def clear_cache(self) -> None:
+        """Give up what builds have cached."""
+        argv = [self.engine.program, "builder", "prune", "--force"]
+        subprocess.run(argv, check=True, capture_output=True, timeout=600)
 
     def image(self, profile: str, variant: str) -> str:
-        """Return the tag of an image that never moves."""
+        """Return the tag of an image that never moves; one that has made room is built again."""
+        if (profile, variant) not in self.here:
+            self.results.pop((profile, variant), None)
         return str(self.result(profile, variant)["tags"][0])
+
+    def python(self, image: str, code: str) -> Any:
+        """Run code with ComfyUI's Python in a container of its own; it prints JSON."""
+        options = ["--rm", "--network", "none", "--entrypoint", "/opt/venv/bin/python"]
+        argv = [self.engine.program, "run", *options, image, "-c", code]
+        return json.loads(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300).stdout)
+
+    def ensure_tried(self, profile: str, variant: str) -> None:
+        """Look at what the build tried, and at the names that it gave."""
+        result = self.result(profile, variant)
+        checks = {check["name"]: check for check in result["smoke"]}
+        assert {"structure", "boot", "nodes", "workflow", "logs", "stop"} <= set(checks)
+        assert ("jupyter" in checks) == (variant == "full")
+        assert checks["nodes"]["detail"] == "1 of 1 import"
+        fixed, moving = result["tags"]
+        assert fixed.startswith(f"{REPOSITORY}:0.30.0-{profile}-{variant}-")
+        assert moving == f"{REPOSITORY}:{profile}" + ("" if variant == "full" else "-slim")
+        assert all(self.engine.image(tag) is not None for tag in result["tags"])
+
+    def ensure_lean(self, profile: str, variant: str) -> None:
+        """Compare the image with what its wheels' own records say that they unpack to."""
+        base = self.engine.image("debian:bookworm-slim")
+        assert base is not None
+        wheels = self.python(self.image(profile, variant), _UNPACKED)
+        assert self.result(profile, variant)["size"] <= 1.15 * (wheels + base.size)
 
     def forget(self) -> None:
         """Remove every image of this repository, also what an earlier session that was killed has left."""
@@ -137,6 +193,13 @@ class RealImages:
             self.engine.remove(container)
         for name in self.engine.ask("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY).split():
             self.engine.remove_image(name)
+
+
+# What a container's ComfyUI is asked with: the token of its workspace.
+_TOKEN = (
+    "import pathlib\ntoken = pathlib.Path('/workspace/.comfypod/token').read_text().strip()\n"
+    "auth = {'Authorization': 'Bearer ' + token}"
+)
 
 
 @dataclass
@@ -179,8 +242,9 @@ class Container:
     def ask(self, path: str, *, port: int = 8188) -> tuple[int, str]:
         """Ask over HTTP from inside: status and body."""
         code = (
-            "import urllib.request as r, urllib.error as e\n"
-            f"try:\n a = r.urlopen('http://127.0.0.1:{port}{path}', timeout=60)\n print(a.status)\n"
+            f"{_TOKEN}\nimport urllib.request as r, urllib.error as e\n"
+            f"q = r.Request('http://127.0.0.1:{port}{path}', headers=auth)\n"
+            "try:\n a = r.urlopen(q, timeout=60)\n print(a.status)\n"
             " print(a.read().decode())\n"
             "except e.HTTPError as x: print(x.code); print(x.read().decode())\n"
         )
@@ -213,9 +277,9 @@ class Inside(Client):
         return json.loads(self._ask(path, body, kind))
 
     def _ask(self, path: str, body: bytes, kind: str) -> bytes:
-        given = f"data={body!r}, headers={{'Content-Type': {kind!r}}}" if kind else ""
+        given = f"data={body!r}, headers=auth | {{'Content-Type': {kind!r}}}" if kind else "headers=auth"
         code = (
-            "import base64, urllib.request as r\n"
+            f"{_TOKEN}\nimport base64, urllib.request as r\n"
             f"answer = r.urlopen(r.Request({self.url + path!r}, {given}), timeout=60)\n"
             "print(base64.b64encode(answer.read()).decode())\n"
         )
@@ -223,9 +287,11 @@ class Inside(Client):
 
 
 @contextmanager
-def running(engine: Engine, image: str, *options: str, env: dict[str, str] | None = None) -> Iterator[Container]:
+def running(
+    engine: Engine, image: str, *options: str, env: dict[str, str] | None = None, command: Sequence[str] = ()
+) -> Iterator[Container]:
     """Start a container and remove it at the end, with its anonymous volumes."""
-    container = Container(engine, engine.run(image, ("--label", LABEL, *options), (), env or {}))
+    container = Container(engine, engine.run(image, ("--label", LABEL, *options), tuple(command), env or {}))
     try:
         yield container
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.image.request import Build
 from comfypod.podfile import GpuNeed
-from tests.kit import standin
+from tests.kit import standin, users
 from tests.kit.pods import ROOT
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ FROM ${{BASE}} AS standin
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 tini >/dev/null \\
     && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/comfypod/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin STANDIN_ORDERS={ORDERS}
+ENV PYTHONPATH=/opt/comfypod/lib
 COPY opt /opt
 COPY etc /etc
 RUN chmod 0755 /opt/comfypod/bin/comfypod && chmod 0777 /opt/standin && ln -s /opt/comfyui /ComfyUI
@@ -70,10 +71,11 @@ def _context(folder: Path, orders: standin.Orders, need: GpuNeed | None) -> None
     (opt / "comfypod" / "bin" / "comfypod").write_text(_MAIN)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "src" / "comfypod", opt / "comfypod" / "lib" / "comfypod", ignore=ignored)
+    shutil.copytree(users.libraries() / "h11", opt / "comfypod" / "lib" / "h11", ignore=ignored)
     standin.tree(opt / "comfyui")
     standin.orders(opt / "standin", orders)
     facts = {
         "engine": "image", "python": "/usr/bin/python3", "comfyui_path": "/opt/comfyui", "variant": "slim",
         "comfyui_args": (), "gpu": need,
     }  # fmt: skip
-    standin.pod_file(etc, opt / "comfyui", facts=facts, listen="auto", jupyter_listen="0.0.0.0")
+    standin.pod_file(etc, opt / "comfyui", facts=facts, listen="0.0.0.0")

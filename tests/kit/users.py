@@ -13,6 +13,8 @@ from pathlib import Path
 from pickle import dumps, loads
 from typing import TYPE_CHECKING, TypeVar
 
+import h11
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -29,6 +31,11 @@ def anyones_python() -> str | None:
     """Return a Python that every user may run; None where there is none (the tests' own may be in root's home)."""
     names = (sys.executable, *(f"/usr/bin/python3.{minor}" for minor in (11, 12, 13, 14)))
     return next((name for name in names if Path(name).exists() and _open_to_all(Path(name))), None)
+
+
+def libraries() -> Path:
+    """Return where the gateway's library is, for a Python that does not have it."""
+    return Path(h11.__file__).parents[1]
 
 
 @contextmanager

@@ -32,9 +32,9 @@ def site(tmp_path: Path) -> Site:
 def test_an_empty_workspace_becomes_a_ready_pod(site: Site) -> None:
     with booted(site) as pod:
         status = pod.wait_for("ready")
-        assert [stage["state"] for stage in status["stages"]] == ["done"] * 6
+        assert [stage["state"] for stage in status["stages"]] == ["done"] * 5
         assert status["services"][0]["state"] == "ready"
-        assert status["comfyui"] == {"version": "1", "queue_running": 0, "queue_pending": 2}
+        assert status["comfyui"] == {"version": "1", "queue_running": 0, "queue_pending": 0, "queue_saved": 0}
         assert pod.probe("/livez") == (200, "live")
         assert pod.probe("/startupz") == (200, "started")
         assert pod.probe("/readyz") == (200, "ready")
@@ -245,24 +245,28 @@ def test_a_reader_of_the_output_that_stalls_holds_up_nothing(site: Site) -> None
 
 
 @pytest.mark.root
-def test_on_a_full_disk_a_ready_pod_can_still_be_asked_and_stopped(site: Site) -> None:
+def test_on_a_full_disk_a_running_pod_can_still_be_asked_and_stopped(site: Site) -> None:
     with tmpfs(site.layout.root, megabytes=24):
-        with booted(site) as pod:
+        with booted(site, "--set", "disk_floor=1M") as pod:
             pod.wait_for("ready")
         with pytest.raises(OSError, match="No space"):
             (site.layout.root / "filler").write_bytes(bytes(40_000_000))
         with booted(site) as pod:
-            pod.wait_for("ready")
+            status = pod.wait_for("degraded")
+            assert status["reasons"] == ["disk has 0 B free of at least 67.1 MB"]
+            assert status["boot"]["seconds_to_ready"] is not None
+            assert pod.probe("/startupz") == (200, "started")
             where = ("--workspace", str(site.layout.root))
             env = {"COMFYPOD_CONTROL_PORT": str(site.control_port)}
-            assert comfypod("health", *where, env=env).stdout == "ready\n"
+            assert comfypod("health", *where, env=env).returncode == 11
+            assert comfypod("health", "--live", *where, env=env).stdout == "live\n"
             assert comfypod("down", *where, env=env).returncode == 0
 
 
 @pytest.mark.root
 def test_a5_a_volume_that_turns_read_only_in_mid_boot_ends_cleanly(site: Site) -> None:
     with tmpfs(site.layout.root, megabytes=24):
-        with booted(site) as pod:
+        with booted(site, "--set", "disk_floor=0") as pod:
             pod.wait_for("ready")
             subprocess.run(["mount", "-o", "remount,ro", str(site.layout.root)], check=False)
             assert pod.stop() == 0

@@ -49,7 +49,7 @@ def second_site(folder: Path, python: str, first: Path, **facts: object) -> Site
 
 
 def boot(site: Site, fault: str = "") -> AbstractContextManager[Running]:
-    environ = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "HOME": "/root"}
+    environ = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{users.libraries()}", "HOME": "/root"}
     return booted(site, command=image_command(site, fault=fault), environ=environ)
 
 

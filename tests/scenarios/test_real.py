@@ -107,7 +107,7 @@ def test_jupyterlab_asks_for_its_token(first_up: FirstUp) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{url}/api/contents", timeout=10)
     with refused.value:
-        assert refused.value.code == 403
+        assert refused.value.code == 401
     token = first_up.site.layout.token.read_text().strip()
     request = urllib.request.Request(f"{url}/api/contents", headers={"Authorization": f"token {token}"})
     with urllib.request.urlopen(request, timeout=10) as response:

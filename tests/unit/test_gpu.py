@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod import proc
-from comfypod.gpu import Gpu, Survey, choose, lack, probe, verdict
+from comfypod.gpu import Gpu, Load, Survey, choose, lack, loads, probe, verdict
 from comfypod.manifest.profiles import load_profiles, profile
 from tests.kit import driver
 
@@ -130,3 +130,35 @@ def test_e9_a_missing_or_foreign_library_is_a_value(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("not a library")
     found = probe([str(tmp_path / "none.so"), str(tmp_path / "text.so")])
     assert found.trouble.startswith("no NVIDIA driver is installed")
+
+
+def _loads(library: Path, monkeypatch: pytest.MonkeyPatch, **facts: str) -> tuple[Load, ...]:
+    for name, value in facts.items():
+        monkeypatch.setenv(f"STANDIN_{name}", value)
+    return loads([str(library)])
+
+
+def test_how_busy_every_device_is(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"NAME": "card", "COUNT": "2", "BUSY": "75", "MEMORY": "1000", "USED": "400", "DEGREES": "61"}
+    found = _loads(library, monkeypatch, **facts)
+    assert found == (Load(0, "card", 0.75, 400, 1000, 61), Load(1, "card", 0.75, 400, 1000, 61))
+
+
+def test_what_a_device_does_not_say_is_left_out_alone(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = _loads(library, monkeypatch, THERMOMETER="3", BUSY="10")
+    assert (found.temperature, found.utilisation) == (None, 0.1)
+
+
+@pytest.mark.parametrize("facts", [{"INIT": "9"}, {"HANDLE": "15"}, {"COUNT": "0"}])
+def test_devices_that_do_not_answer_are_left_out(
+    library: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, str]
+) -> None:
+    assert _loads(library, monkeypatch, **facts) == ()
+
+
+def test_functions_that_an_old_library_lacks_are_skipped(tmp_path: Path) -> None:
+    assert loads([str(driver.build(tmp_path, old=True))]) == (Load(0, "Stand-in GPU", None, 0, 24_000_000_000, None),)
+
+
+def test_without_a_driver_there_are_no_loads(tmp_path: Path) -> None:
+    assert loads([str(tmp_path / "none.so")]) == ()

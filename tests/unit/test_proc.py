@@ -175,3 +175,18 @@ def test_signals_to_what_is_gone_say_so() -> None:
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     assert proc.signal_process(child.pid, signal.SIGTERM)
     assert child.wait() == -signal.SIGTERM
+
+
+def test_the_processor_time_of_a_group_counts_all_its_processes(tmp_path: Path) -> None:
+    spin = "while True: pass"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{spin}'])\n{spin}"
+    child = proc.detach([sys.executable, "-c", code], tmp_path / "out")
+    try:
+        time.sleep(0.3)
+        before, own = proc.group_seconds(child.pid), time.monotonic()
+        time.sleep(1.0)
+        assert 0.3 < proc.group_seconds(child.pid) - before < 4 * (time.monotonic() - own)
+    finally:
+        proc.signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+    assert proc.group_seconds(NO_PID) == 0

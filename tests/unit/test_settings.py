@@ -42,28 +42,25 @@ def test_names_that_users_know_keep_working() -> None:
     assert resolve({}, {"JUPYTER_TOKEN": "old", "COMFYPOD_TOKEN": "new"}, {}).token == "new"
 
 
-def test_comfyui_without_a_login_is_not_opened_by_accident() -> None:
-    with pytest.raises(UsageError, match="no login of its own"):
-        resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0"}, {})
+def test_beyond_loopback_there_is_a_login_unless_none_was_asked_for_and_that_is_loud() -> None:
+    closed = resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0"}, {})
+    assert (closed.listen, closed.auth, closed.problems) == ("0.0.0.0", "token", ())
     opened = resolve({}, {"COMFYPOD_LISTEN": "0.0.0.0", "COMFYPOD_AUTH": "none"}, {})
-    assert opened.listen == "0.0.0.0"
     assert [problem.code for problem in opened.problems] == ["no-login"]
-
-
-def test_auto_opens_comfyui_only_where_no_login_is_asked_for() -> None:
-    built = {"listen": "auto", "jupyter_listen": "0.0.0.0"}
-    closed, opened = resolve(built, {}, {}), resolve(built, {"COMFYPOD_AUTH": "none"}, {})
-    assert (closed.listen, closed.jupyter_listen, closed.problems) == ("127.0.0.1", "0.0.0.0", ())
-    assert (opened.listen, opened.jupyter_listen) == ("0.0.0.0", "0.0.0.0")
-    assert [problem.code for problem in opened.problems] == ["no-login"]
-    assert opened.shown()["listen"] == {"value": "0.0.0.0", "origin": "pod.json"}
+    assert "0.0.0.0:8188" in opened.problems[0].message
 
 
 def test_jupyterlab_answers_where_comfyui_does_unless_told_otherwise() -> None:
     assert resolve({}, {}, {}).jupyter_listen == "127.0.0.1"
     assert resolve({}, {"COMFYPOD_LISTEN": "::1"}, {}).jupyter_listen == "::1"
     assert resolve({}, {"COMFYPOD_JUPYTER_LISTEN": "0.0.0.0"}, {}).jupyter_listen == "0.0.0.0"
-    assert resolve({}, {"COMFYPOD_JUPYTER_LISTEN": "auto"}, {}).jupyter_listen == "127.0.0.1"
+
+
+def test_proxies_are_trusted_by_address_or_network_and_nothing_else_is_one() -> None:
+    given = resolve({}, {"COMFYPOD_TRUSTED_PROXIES": "10.1.2.3, 172.16.0.0/12 fd00::/8"}, {})
+    assert given.trusted_proxies == ("10.1.2.3/32", "172.16.0.0/12", "fd00::/8")
+    with pytest.raises(UsageError, match="TRUSTED_PROXIES"):
+        resolve({}, {"COMFYPOD_TRUSTED_PROXIES": "proxy.example.com"}, {})
 
 
 @pytest.mark.parametrize(("text", "good"), [
@@ -85,9 +82,9 @@ def test_loopback_needs_no_login(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.example.com", "::", "10.0.0.1", "127.0.0.1.example.com"])
-def test_what_only_looks_like_loopback_is_refused(address: str) -> None:
-    with pytest.raises(UsageError):
-        resolve({}, {"COMFYPOD_LISTEN": address}, {})
+def test_what_only_looks_like_loopback_counts_as_open(address: str) -> None:
+    opened = resolve({}, {"COMFYPOD_LISTEN": address, "COMFYPOD_AUTH": "none"}, {})
+    assert [problem.code for problem in opened.problems] == ["no-login"]
 
 
 def test_no_file_chooses_the_workspace_or_holds_a_secret(tmp_path: Path) -> None:
@@ -168,3 +165,18 @@ def test_a_comfypod_toml_that_is_a_pipe_or_huge_is_left_out(tmp_path: Path) -> N
 def test_a_folder_of_the_system_is_no_workspace(path: str) -> None:
     with pytest.raises(UsageError, match="not one of the system's"):
         resolve({}, {"COMFYPOD_WORKSPACE": path}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0", 0), ("1000", 1000), ("1K", 1024), ("64M", 64 << 20), ("2g", 2 << 30), ("64m", 64 << 20)]
+)
+def test_bytes_are_counted_in_powers_of_1024(text: str, count: int) -> None:
+    settings = resolve({}, {"COMFYPOD_DISK_FLOOR": text}, {})
+    assert settings.disk_floor == count
+    assert resolve({}, {}, {"disk_floor": settings.shown()["disk_floor"]["value"]}).disk_floor == count
+
+
+@pytest.mark.parametrize("text", ["M", "-1", "1.5G", "1T", "64 M", "K64", "1KM"])
+def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="whole number"):
+        resolve({}, {"COMFYPOD_DISK_FLOOR": text}, {})

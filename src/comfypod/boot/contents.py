@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod.errors import StorageError
-from comfypod.files import write_atomic
+from comfypod.boot.health import StageView
+from comfypod.errors import StorageError, UsageError
+from comfypod.files import storage_error, write_atomic
 from comfypod.workspace.adopt import adoptions
 
 if TYPE_CHECKING:
     from comfypod.boot.context import Context
-    from comfypod.boot.health import StageView
     from comfypod.podfile import BakedNode, LockedModel
 
 # Keys of ComfyUI's file that are no kind of model.
@@ -34,6 +34,37 @@ def list_nodes(context: Context, view: StageView) -> str:
     context.extra_paths = _write_extra_paths(context, used)
     brought = f", {len(used)} of the image's own" if context.pod.nodes else ""
     return f"{len(own)} in custom_nodes{brought}"
+
+
+def switch_node(context: Context, name: str, *, on: bool) -> str:
+    """Have ComfyUI leave a node out at its next start, or take it in again; nothing is deleted.
+
+    Raises:
+        UsageError: there is no such node, or it cannot be switched.
+        StorageError: the disk refused.
+    """
+    if context.core is None:
+        raise UsageError("the nodes are not known yet", "wait until the stages of the boot are done")
+    row = next((row for row in context.health.nodes if row["name"] == name), {"state": ""})
+    bare, folder = name.removesuffix(".disabled"), context.core.base / "custom_nodes"
+    mark, node = folder / f"{bare}.disabled", folder / bare
+    try:
+        match row["state"], on:
+            case ("baked", False):
+                mark.mkdir()
+            case ("disabled", True) if any(each.name == name for each in context.pod.nodes):
+                mark.rmdir()
+            case ("disabled", True) if not node.exists():
+                mark.rename(node)
+            case ("present", False) if not mark.exists():
+                node.rename(mark)
+            case _:
+                told = f"the node {name!r} cannot be switched {'on' if on else 'off'}"
+                raise UsageError(told, f"`comfypod status` names the nodes; {folder} has their folders")
+        list_nodes(context, StageView("nodes"))
+    except OSError as error:
+        raise storage_error(error, f"cannot switch the node {name}") from error
+    return f"{bare} is {'on' if on else 'off'} from ComfyUI's next start on"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

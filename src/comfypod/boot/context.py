@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from comfypod.boot import memory
 from comfypod.boot.identity import Identity, current
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ Policy = Literal["stop", "degrade"]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What an image has outside its workspace: the link to the live ComfyUI, and the table of mounts (proc(5))."""
+    """What a pod has outside its workspace.
+
+    The link to the live ComfyUI of an image, the table of mounts (proc(5)), the control groups.
+    """
 
     link: Path = Path("/ComfyUI")
     mounts: Path = Path("/proc/self/mountinfo")
+    cgroup: Path = memory.ROOT
 
 
 @dataclass(slots=True)
@@ -37,8 +42,8 @@ class Context:
     """What stages share.
 
     `taken` is called once the workspace is ours. What follows is made by one stage and read by later ones and by what
-    starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` by the GPU stage,
-    `extra_paths` by the node stage.
+    starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` and `gpus` (how many
+    there are, 0 where none is needed) by the GPU stage, `extra_paths` by the node stage.
     """
 
     pod: PodFile
@@ -56,6 +61,7 @@ class Context:
     token: str = ""
     token_made: bool = False
     cpu: bool = False
+    gpus: int = 0
     extra_paths: Path | None = None
 
     @property

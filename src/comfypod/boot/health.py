@@ -7,16 +7,20 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from comfypod import __version__
+from comfypod.boot import memory
 from comfypod.boot.identity import current
 from comfypod.boot.process import State
+from comfypod.counts import GatewayCounts, PromptCounts
 from comfypod.workspace.run import Boot, this_process
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from comfypod.boot.process import Supervised
     from comfypod.errors import Problem
     from comfypod.podfile import PodFile
 
-Phase = Literal["preparing", "starting", "ready", "failed", "stopping"]
+Phase = Literal["preparing", "starting", "ready", "degraded", "failed", "stopping"]
 StageState = Literal["waiting", "running", "done", "degraded", "failed"]
 
 
@@ -30,9 +34,21 @@ class StageView:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at last: whether it is well, and how it is in a few words."""
+
+    well: bool
+    text: str
+
+
 @dataclass(slots=True)
 class Health:
-    """Everything that is known about the pod; the supervisor writes it, probes only read it."""
+    """Everything that is known about the pod; the supervisor and what it runs write it, probes only read it.
+
+    `checks` are those of a running pod by name (`boot/watch.py`); one that is not well keeps the pod from being ready.
+    `gateway` is what the gateway has counted.
+    """
 
     pod: PodFile
     begun: float
@@ -45,10 +61,16 @@ class Health:
     models: list[dict[str, Any]] = field(default_factory=list)
     urls: dict[str, str] = field(default_factory=dict)
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
+    checks: dict[str, Check] = field(default_factory=dict)
+    cgroup: Path = memory.ROOT
     stopping: bool = False
+    draining: bool = False
+    queue_saved: int = 0
     failed: str = ""
     moments: dict[str, float] = field(default_factory=dict)
     process: Boot = field(default_factory=this_process)
+    prompts: PromptCounts = field(default_factory=PromptCounts)
+    gateway: GatewayCounts | None = None
 
     def note(self, moment: str) -> bool:
         """Note when something happened first, in seconds since boot's first instruction; True that one time."""
@@ -77,24 +99,37 @@ class Health:
             return "stopping"
         if self.failed or any(service.state is State.FAILED for service in self.critical()):
             return "failed"
-        if not self.services:
+        if not self.critical():
             return "preparing"
-        return "ready" if all(service.state is State.READY for service in self.critical()) else "starting"
+        if not all(service.state is State.READY for service in self.critical()):
+            return "starting"
+        return "ready" if all(check.well for check in self.checks.values()) else "degraded"
 
     @property
     def ready(self) -> bool:
-        """Whether ComfyUI answers and the pod is not on its way out."""
+        """Whether ComfyUI answers, the checks are well and the pod is not on its way out."""
         return self.phase == "ready"
+
+    @property
+    def answers(self) -> bool:
+        """Whether ComfyUI answers and the pod is not on its way out, be it well or not."""
+        return self.phase in ("ready", "degraded")
 
     @property
     def reasons(self) -> list[str]:
         """Why the pod is not ready, as short sentences; empty when it is."""
-        if self.ready:
-            return []
+        return [row.text for row in self.rows() if not row.well]
+
+    def rows(self) -> list[Check]:
+        """Return what readiness is made of, one row each."""
         if self.stopping:
-            return ["the pod is stopping"]
+            return [Check(well=False, text="the pod is draining" if self.draining else "the pod is stopping")]
         if self.failed:
-            return [self.failed]
+            return [Check(well=False, text=self.failed)]
+        waits = [] if self.answers else [Check(well=False, text=reason) for reason in self._waits()]
+        return [*(waits or [Check(well=True, text="ComfyUI answers")]), *self.checks.values()]
+
+    def _waits(self) -> list[str]:
         running = [
             f"stage {stage.name} runs" + (f": {stage.detail}" if stage.detail else "")
             for stage in self.stages
@@ -115,7 +150,9 @@ class Health:
                 "version": self.workspace.get("version", self.pod.comfyui_version),
                 "queue_running": None,
                 "queue_pending": None,
+                "queue_saved": self.queue_saved,
             },
+            "memory": memory.read(self.cgroup).shown(),
             "identity": self.identity,
             "workspace": self.workspace,
             "environment": {"key": self.pod.environment_key, "torch": self.pod.torch, "changed": []},
@@ -142,13 +179,16 @@ def sentence(service: Supervised) -> str:
     ended = ""
     if service.failing and code is not None:
         ended = f" after it ended with {code if code >= 0 else f'signal {-code}'}"
+        if service.cause is not None:
+            ended = f" after it {service.cause.told}"
     match service.state:
         case State.STARTING:
             return f"{name} is starting{ended}"
         case State.WAITING:
             return f"{name} starts again in {service.attempts.delay:.0f} s{ended}"
         case State.DEGRADED:
-            return f"{name} runs and does not answer"
+            doing = "is busy with a prompt" if service.busy else "runs"
+            return f"{name} {doing} and does not answer"
         case State.FAILED:
             return f"{name} was given up{ended}"
         case _:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from comfypod.ports import is_loopback
 
@@ -38,13 +38,17 @@ class Answer:
     kind: str = "text/plain; charset=utf-8"
 
 
+# Gets the path and the query, which may be empty.
+Handler: TypeAlias = "Callable[[str, str], Awaitable[Answer]]"
+
+
 def text(status: int, word: str) -> Answer:
-    """Answer with one short word."""
+    """Answer with one short word, or a few lines."""
     return Answer(status, word.encode() + b"\n")
 
 
-async def serve(host: str, port: int, handle: Callable[[str], Awaitable[Answer]]) -> asyncio.Server:
-    """Answer GET and HEAD; `handle` gets the path without its query. Every connection serves one request.
+async def serve(host: str, port: int, handle: Handler) -> asyncio.Server:
+    """Answer GET and HEAD with what `handle` makes of path and query. Every connection serves one request.
 
     On loopback a client must name us by number or as localhost: a web page that rebinds its own name to us does not.
 
@@ -60,9 +64,7 @@ async def serve(host: str, port: int, handle: Callable[[str], Awaitable[Answer]]
     return await asyncio.start_server(converse, host, port, reuse_address=True)
 
 
-async def _converse(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Callable[[str], Awaitable[Answer]], direct: bool
-) -> None:
+async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler, direct: bool) -> None:
     with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         async with asyncio.timeout(_REQUEST_SECONDS):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -75,7 +77,7 @@ async def _converse(
             await writer.wait_closed()
 
 
-async def _respond(head: bytes, handle: Callable[[str], Awaitable[Answer]], direct: bool) -> bytes:
+async def _respond(head: bytes, handle: Handler, direct: bool) -> bytes:
     lines = head.decode("latin-1").split("\r\n")
     words = lines[0].split(" ")
     if len(words) != 3 or not words[1].startswith("/") or not words[2].startswith("HTTP/1."):
@@ -85,7 +87,8 @@ async def _respond(head: bytes, handle: Callable[[str], Awaitable[Answer]], dire
     elif words[0] not in ("GET", "HEAD"):
         answer, method = text(405, "only-get"), words[0]
     else:
-        answer, method = await handle(words[1].partition("?")[0]), words[0]
+        path, _, query = words[1].partition("?")
+        answer, method = await handle(path, query), words[0]
     reply = (
         f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Unknown')}",
         f"Content-Type: {answer.kind}",
@@ -107,20 +110,39 @@ def _is_direct(headers: list[str]) -> bool:
     return True
 
 
-async def get(host: str, port: int, path: str, seconds: float) -> Answer | None:
-    """Ask a service on loopback; None when it does not answer in time or not in HTTP."""
+async def get(
+    host: str, port: int, path: str, seconds: float, body: bytes | None = None, largest: int = _LARGEST_BODY
+) -> Answer | None:
+    """Ask a service on loopback as `ask` does; None when it does not answer in time or not in HTTP."""
+    try:
+        return await ask(host, port, path, seconds, body, largest)
+    except (OSError, ValueError):
+        return None
+
+
+async def ask(
+    host: str, port: int, path: str, seconds: float, body: bytes | None = None, largest: int = _LARGEST_BODY
+) -> Answer:
+    """GET a path of a service on loopback, or POST it where there is a body, which is JSON.
+
+    Raises:
+        TimeoutError: it does not answer in time.
+        OSError: nothing listens there, or the connection broke.
+        ValueError: it does not answer in HTTP.
+    """
+    head = f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nConnection: close\r\n"
+    if body is not None:
+        head = head.replace("GET", "POST", 1) + f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(seconds):
             reader, writer = await asyncio.open_connection(host, port)
-            writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-            raw = await reader.read(_LARGEST_BODY)
-            while chunk := await reader.read(_LARGEST_BODY - len(raw)):
+            writer.write(head.encode() + b"\r\n" + (body or b""))
+            raw = bytearray()
+            while chunk := await reader.read(largest - len(raw)):
                 raw += chunk
-        head, _, body = raw.partition(b"\r\n\r\n")
-        return Answer(int(head.split(b" ", 2)[1]), body)
-    except (OSError, TimeoutError, ValueError, IndexError):
-        return None
+        start, _, answer = bytes(raw).partition(b"\r\n\r\n")
+        return Answer(int([*start.split(b" ", 2), b""][1]), answer)
     finally:
         if writer is not None:
             writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+CAUSES = ("exit", "signal", "out-of-memory", "wedged", "asked")
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 
@@ -28,6 +29,15 @@ class Attempts:
     delay: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a service was killed, where that is known: a problem's code and hint, and what happened after its name."""
+
+    code: str
+    told: str
+    hint: str
+
+
 def after_death(attempts: Attempts, limits: Limits, ready_seconds: float | None) -> Attempts:
     """Return the next history after one death; `ready_seconds` is None when the service never was ready.
 
@@ -50,3 +60,10 @@ def after_death(attempts: Attempts, limits: Limits, ready_seconds: float | None)
 def exit_code(returncode: int) -> int:
     """Map a child's return code the way shells do: a signal N is 128 + N."""
     return 128 - returncode if returncode < 0 else returncode
+
+
+def cause_of(returncode: int, told: str = "") -> str:
+    """Return which of `CAUSES` ended a service; `told` comes from whoever ended it on purpose or knows why."""
+    if told in CAUSES:
+        return told
+    return "exit" if returncode >= 0 else "signal"

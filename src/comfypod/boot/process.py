@@ -7,11 +7,12 @@ import contextlib
 import signal
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from comfypod import proc
-from comfypod.boot import httpd
-from comfypod.boot.policy import Attempts, after_death, exit_code
+from comfypod.boot import httpd, memory, silence
+from comfypod.boot.policy import CAUSES, Attempts, Cause, after_death, cause_of, exit_code
 from comfypod.errors import HostError
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 _STARTUP_POLL = 0.05
 _WATCH_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0
 _MISSED_ANSWERS = 3
+_LOOKS_BEFORE_WEDGED = 12
 _DRAIN_SECONDS = 1.0
+
+Heard = Literal["well", "ill", "silence"]
 
 
 class State(StrEnum):
@@ -44,28 +47,43 @@ MOVES: dict[State, frozenset[State]] = {
     State.READY: frozenset({State.DEGRADED, State.WAITING, State.FAILED, State.STOPPING}),
     State.DEGRADED: frozenset({State.READY, State.WAITING, State.FAILED, State.STOPPING}),
     State.WAITING: frozenset({State.STARTING, State.STOPPED}),
-    State.STOPPING: frozenset({State.STOPPED}),
+    State.STOPPING: frozenset({State.STARTING, State.STOPPED}),
     State.FAILED: frozenset({State.STOPPED}),
 }
 
 
 class Supervised:
-    """Runs one service until told to stop: starts it, watches it, restarts it after a growing pause."""
+    """Runs one service until told to stop: starts it, watches it, restarts it after a growing pause.
+
+    `prompts` is written by whoever asks ComfyUI for its queue. `cause` is why the last run was killed, where known.
+    """
 
     def __init__(
-        self, service: Service, output: Callable[[bytes], None], changed: Callable[[Supervised], None]
+        self,
+        service: Service,
+        output: Callable[[bytes], None],
+        changed: Callable[[Supervised], None],
+        cgroup: Path = memory.ROOT,
     ) -> None:
         self.service = service
         self.state = State.STOPPED
         self.attempts = Attempts()
         self.restarts = 0
+        self.restarts_by_cause = dict.fromkeys(CAUSES, 0)
         self.last_exit: int | None = None
         self.failing = False
+        self.cause: Cause | None = None
+        self.prompts = 0
+        self.busy = False
+        self._cgroup = cgroup
+        self._silence = silence.begun(0.0)
+        self._wedged: Cause | None = None
         self._output = output
         self._changed = changed
         self._child: asyncio.subprocess.Process | None = None
         self._ready_at: float | None = None
         self._ending = asyncio.Event()
+        self._asked: Attempts | None = None
 
     @property
     def pid(self) -> int | None:
@@ -88,12 +106,17 @@ class Supervised:
     async def run(self) -> None:
         """Keep the service running until `stop` or until it is given up."""
         while not self._ending.is_set():
+            before = memory.read(self._cgroup)
             returncode = await self._one_run()
             if self._ending.is_set():
                 break
-            ready_seconds = None if self._ready_at is None else time.monotonic() - self._ready_at
+            if self._asked is not None:
+                self.attempts, self._asked = self._asked, None
+                self._count_restart("asked")
+                continue
             self.last_exit, self.failing = returncode, True
-            self.attempts = after_death(self.attempts, self.service.limits, ready_seconds)
+            self.cause = self._wedged or memory.ran_out(before, memory.read(self._cgroup), returncode)
+            self.attempts = after_death(self.attempts, self.service.limits, self._served_seconds)
             if self.attempts.gave_up:
                 self._move(State.FAILED)
                 return
@@ -101,24 +124,35 @@ class Supervised:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.attempts.delay):
                     await self._ending.wait()
-            self.restarts += not self._ending.is_set()
+            if not self._ending.is_set():
+                self._count_restart(cause_of(returncode, self.cause.code if self.cause else ""))
         if self.state in (State.READY, State.DEGRADED):
             self._move(State.STOPPING)
         if self.state is not State.STOPPED:
             self._move(State.STOPPED)
 
+    @property
+    def _served_seconds(self) -> float | None:
+        """How long this run has served, without the silence at its end; None when it never was ready."""
+        return None if self._ready_at is None else time.monotonic() - self._ready_at - self._silence.seconds
+
+    def _count_restart(self, cause: str) -> None:
+        self.restarts += 1
+        self.restarts_by_cause[cause] += 1
+
     async def _one_run(self) -> int:
-        self._ready_at = None
+        self._ready_at, self._wedged, self.busy, self.prompts = None, None, False, 0
+        self._silence = silence.begun(time.monotonic())
         self._move(State.STARTING)
         argv = self.service.safe_argv if self.attempts.safe_mode else self.service.argv
         try:
-            child = await proc.start_service(argv, self.service.env, self.service.cwd)
+            child = await proc.start_service(argv, self.service.env, self.service.cwd, self.service.keep)
         except HostError as error:
             self._output(f"{error.message}\n".encode())
             return 127
         self._child = child.process
         self._changed(self)
-        watcher = asyncio.create_task(self._watch())
+        watcher = asyncio.create_task(self._watch(child.process.pid))
         pump = asyncio.create_task(self._pump(child.output))
         stopper = asyncio.create_task(self._end(child.process)) if self._ending.is_set() else None
         returncode = await child.process.wait()
@@ -137,23 +171,63 @@ class Supervised:
         while chunk := await output.read(1 << 16):
             self._output(chunk)
 
-    async def _watch(self) -> None:
-        while not await self._answers():  # noqa: ASYNC110 - what is waited for happens in another process
-            await asyncio.sleep(_STARTUP_POLL)
+    async def _watch(self, pid: int) -> None:
+        """Tell whether the child is ready; kill it when it is wedged. What does not listen yet may take its time."""
         missed = 0
-        while True:
-            if self.state in (State.STARTING, State.DEGRADED) and missed == 0:
+        while self._wedged is None and not self._ending.is_set():
+            heard = await self._ask()
+            missed = 0 if heard == "well" else missed + 1
+            self._judge(pid, silent=heard == "silence")
+            if missed == 0 and self.state in (State.STARTING, State.DEGRADED):
                 self._ready_at = self._ready_at or time.monotonic()
                 self.failing = False
                 self._move(State.READY)
-            await asyncio.sleep(_WATCH_SECONDS)
-            missed = 0 if await self._answers() else missed + 1
-            if missed >= _MISSED_ANSWERS and self.state is State.READY:
+            elif missed >= _MISSED_ANSWERS and self.state is State.READY:
                 self._move(State.DEGRADED)
+            await asyncio.sleep(_STARTUP_POLL if self.state is State.STARTING else self._beat)
 
-    async def _answers(self) -> bool:
-        answer = await httpd.get(self.service.host, self.service.port, self.service.path, _ANSWER_SECONDS)
-        return answer is not None and answer.status == 200
+    @property
+    def _beat(self) -> float:
+        """Time between two questions, and for an answer: a silence is seen several times before it is too long."""
+        limit = self.service.wedged_seconds
+        return min(_WATCH_SECONDS, limit / _LOOKS_BEFORE_WEDGED) if limit else _WATCH_SECONDS
+
+    async def _ask(self) -> Heard:
+        """Ask once. Whoever refuses or closes a connection is not silent: it does not listen yet, or speaks TLS."""
+        try:
+            answer = await httpd.ask(self.service.host, self.service.port, self.service.path, self._beat)
+        except TimeoutError:
+            return "silence"
+        except (OSError, ValueError):
+            return "ill"
+        return "well" if answer.status == 200 else "ill"
+
+    def _judge(self, pid: int, *, silent: bool) -> None:
+        used = proc.group_seconds(pid) if silent else 0.0
+        self._silence = silence.after(self._silence, silence.Look(time.monotonic(), silent, used, self.prompts))
+        judgement = silence.judge(self._silence, self.service.wedged_seconds)
+        self.busy = judgement == "busy"
+        if judgement == "wedged":
+            self._wedged = silence.wedged(self._silence)
+            proc.signal_group(pid, signal.SIGKILL)
+
+    async def restart(self, *, safe_mode: bool) -> bool:
+        """End the child and start it again at once, which is no death; False when there is no child to end."""
+        if self._child is None or self.state not in (State.STARTING, State.READY, State.DEGRADED):
+            return False
+        self._asked = Attempts(safe_mode=safe_mode)
+        await self._end(self._child)
+        return True
+
+    def revive(self, *, safe_mode: bool) -> bool:
+        """Prepare a service that was given up for another `run`; False when it was not."""
+        if self.state is not State.FAILED or self._ending.is_set():
+            return False
+        # At once, so that whoever asks a second time finds nothing to prepare.
+        self._move(State.STOPPED)
+        self.attempts = Attempts(safe_mode=safe_mode)
+        self._count_restart("asked")
+        return True
 
     async def stop(self) -> None:
         """Ask the child to end, insist after half of its time, kill its group after all of it."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from comfypod import ports
 from comfypod.boot.policy import Limits
-from comfypod.files import write_atomic
-from comfypod.ports import connect_host, http_url, is_loopback
+from comfypod.ports import http_url, is_loopback
 from comfypod.settings import secret_variables
 from comfypod.workspace import run
 
@@ -22,8 +20,9 @@ if TYPE_CHECKING:
     from comfypod.podfile import PodFile
     from comfypod.settings import Settings
     from comfypod.workspace.core import Core
-    from comfypod.workspace.layout import Layout
 
+JUPYTER_PREFIX = "/jupyter/"
+LOOPBACK = "127.0.0.1"
 SAFE_MODE_ARGUMENT = "--disable-all-custom-nodes"
 _PYTHON_VARIABLES = frozenset(
     {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
@@ -32,7 +31,10 @@ _PYTHON_VARIABLES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One program. It is ready when `path` on `host`:`port` answers 200."""
+    """One program. It is ready when `path` on `host`:`port` answers 200.
+
+    Silent for `wedged_seconds` it is killed (`boot/silence.py`); 0 leaves it alone.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -45,6 +47,8 @@ class Service:
     critical: bool
     limits: Limits
     stop_seconds: float
+    keep: tuple[int, ...] = ()
+    wedged_seconds: float = 0.0
 
     @property
     def url(self) -> str:
@@ -85,7 +89,8 @@ def comfyui(
     release is on trial there is no safe mode: what does not start is taken back.
     """
     argv = [pod.python, str(core.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
-    argv += ["--listen", settings.listen, "--port", str(settings.port), "--disable-auto-launch"]
+    port = ports.choose_free(20000, settings.port)
+    argv += ["--listen", LOOPBACK, "--port", str(port), "--disable-auto-launch"]
     if cpu and "--cpu" not in argv:
         argv.append("--cpu")
     if extra_paths is not None:
@@ -104,45 +109,48 @@ def comfyui(
         safe_argv=safe,
         env=child_environ(environ, Path(pod.python), settings.workspace),
         cwd=core.base,
-        host=connect_host(settings.listen),
-        port=settings.port,
+        host=LOOPBACK,
+        port=port,
         path="/system_stats",
         critical=True,
         limits=Limits(has_safe_mode=not settings.safe_mode and not core.trial),
         stop_seconds=settings.stop_seconds,
+        wedged_seconds=settings.wedged_seconds,
     )
 
 
-def jupyter(pod: PodFile, settings: Settings, layout: Layout, token: str, environ: Mapping[str, str]) -> Service | None:
+# What JupyterLab's own packages switch on by files of the environment, which go unread with those of the home.
+_LAB_EXTENSIONS = ("jupyter_server_terminals", "jupyter_lsp", "notebook_shim")
+
+
+def jupyter(pod: PodFile, settings: Settings, environ: Mapping[str, str]) -> Service | None:
     """Describe JupyterLab; None where it is switched off or not installed.
 
-    Its terminals find ComfyUI's Python first. The token comes by environment, a password by a file of mode 0600:
-    neither stands in an argument list.
+    Its terminals find ComfyUI's Python first. It answers on loopback, to a token that only it and the gateway know: the
+    pod's own token and password are in no service's environment.
     """
     if pod.jupyter is None or not settings.jupyter:
         return None
-    argv = [pod.jupyter, f"--ServerApp.ip={settings.jupyter_listen}", f"--ServerApp.port={settings.jupyter_port}"]
+    port = ports.choose_free(25000, settings.jupyter_port)
+    argv = [pod.jupyter, f"--ServerApp.ip={LOOPBACK}", f"--ServerApp.port={port}"]
+    argv += [f"--ServerApp.base_url={JUPYTER_PREFIX}", "--ServerApp.allow_remote_access=True"]
     argv += ["--ServerApp.port_retries=0", "--no-browser", f"--ServerApp.root_dir={settings.workspace}"]
     if os.geteuid() == 0:
         argv.append("--allow-root")
-    if not is_loopback(settings.jupyter_listen):
-        argv.append("--ServerApp.allow_remote_access=True")
     env = child_environ(environ, Path(pod.python), settings.workspace)
-    if not is_loopback(settings.jupyter_listen):
+    if not (is_loopback(settings.listen) and is_loopback(settings.jupyter_listen)):
         env |= _without_config(Path(env.get("HOME", settings.workspace)))
-    if settings.jupyter_password:
-        argv.append(f"--config={_password_file(layout, settings.jupyter_password)}")
-    else:
-        env["JUPYTER_TOKEN"] = token
+        argv += [f"--ServerApp.jpserver_extensions={name}=True" for name in _LAB_EXTENSIONS]
+    env["JUPYTER_TOKEN"] = os.urandom(24).hex()
     return Service(
         name="jupyter",
         argv=tuple(argv),
         safe_argv=tuple(argv),
         env=env,
         cwd=settings.workspace,
-        host=connect_host(settings.jupyter_listen),
-        port=settings.jupyter_port,
-        path="/api",
+        host=LOOPBACK,
+        port=port,
+        path=f"{JUPYTER_PREFIX}api",
         critical=False,
         limits=Limits(quick_deaths=5),
         stop_seconds=settings.stop_seconds,
@@ -157,13 +165,3 @@ def _without_config(home: Path) -> dict[str, str]:
         "JUPYTERLAB_SETTINGS_DIR": str(lab / "user-settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(lab / "workspaces"),
     }
-
-
-def _password_file(layout: Layout, password: str) -> Path:
-    """Write the salted hash in the form that jupyter_server checks (`algorithm:salt:digest` over password and salt)."""
-    salt = os.urandom(12).hex()
-    digest = hashlib.sha256(os.fsencode(password) + salt.encode("ascii")).hexdigest()
-    identity = {"hashed_password": f"sha256:{salt}:{digest}"}
-    body = {"PasswordIdentityProvider": identity, "IdentityProvider": {"token": ""}}
-    write_atomic(layout.jupyter_config, json.dumps(body).encode(), 0o600, durable=False)
-    return layout.jupyter_config

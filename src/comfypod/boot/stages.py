@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import ports
 from comfypod.boot.contents import check_models, list_nodes
 from comfypod.boot.context import Stage
 from comfypod.boot.volume import prepare_workspace
@@ -17,14 +16,6 @@ if TYPE_CHECKING:
     from comfypod.boot.context import Context
     from comfypod.boot.health import StageView
     from comfypod.gpu import Survey
-
-
-def check_port(context: Context, view: StageView) -> str:
-    """Refuse a port that is taken before ComfyUI spends ten seconds to find out."""
-    del view
-    settings = context.settings
-    ports.ensure_free(settings.listen, {"--port": settings.port})
-    return f"{settings.listen}:{settings.port} is free"
 
 
 def check_gpu(context: Context, view: StageView) -> str:
@@ -38,6 +29,7 @@ def check_gpu(context: Context, view: StageView) -> str:
     found = gpu.probe()
     lack = gpu.lack(found, need)
     if not lack:
+        context.gpus = len(found.gpus)
         return found.summary
     if context.settings.allow_cpu:
         context.cpu = True
@@ -78,7 +70,6 @@ def check_environment(context: Context, view: StageView) -> str:
 
 STAGES = (
     Stage("workspace", "stop", prepare_workspace),
-    Stage("port", "stop", check_port),
     Stage("gpu", "stop", check_gpu),
     Stage("environment", "stop", check_environment),
     Stage("nodes", "degrade", list_nodes),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import signal
@@ -13,24 +12,30 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from comfypod import __version__
-from comfypod.boot import httpd, identity, probes, services
+from comfypod.boot import httpd, identity, probes, services, trial
 from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
+from comfypod.boot.doorway import NAME, Doorway
+from comfypod.boot.drain import Keeper
 from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
+from comfypod.boot.measure import Meter
+from comfypod.boot.presence import Presence
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES
-from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
+from comfypod.boot.watch import Watch
+from comfypod.errors import BusyError, ComfypodError, NotRunningError, Problem, ServiceError, UsageError
 from comfypod.files import storage_error
-from comfypod.ports import connect_host, http_url
 from comfypod.result import Result, failure
-from comfypod.workspace import run
-from comfypod.workspace.core import Core, forgive, go_back, settle
+from comfypod.workspace import state
+from comfypod.workspace.core import forgive, settle
 from comfypod.workspace.layout import Layout
 from comfypod.workspace.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from comfypod.boot.policy import Cause
+    from comfypod.errors import HostError
     from comfypod.log import Console
     from comfypod.podfile import PodFile
     from comfypod.settings import Settings
@@ -39,6 +44,7 @@ _ENOUGH_CORES = 4
 _JUPYTER_LATEST_SECONDS = 60.0
 # A wrapper such as `uv run` passes on the Ctrl-C that the terminal has sent to the whole group already.
 _SAME_SIGNAL_SECONDS = 0.3
+_UNKILLABLE_SECONDS = 5.0
 
 
 class Supervisor:
@@ -48,13 +54,15 @@ class Supervisor:
         self, pod: PodFile, settings: Settings, console: Console, begun: float, surroundings: Surroundings
     ) -> None:
         layout = Layout(settings.workspace)
-        self.health = Health(pod, begun, stages=[StageView(stage.name) for stage in STAGES], settings=settings.shown())
+        self.health = Health(
+            pod, begun, stages=[StageView(stage.name) for stage in STAGES], settings=settings.shown(),
+            cgroup=surroundings.cgroup,
+        )  # fmt: skip
         self._pod, self._settings, self._console = pod, settings, console
         self._layout = layout
         self._stop = asyncio.Event()
         self._signaled: float | None = None
         self._jupyter_waits = False
-        self._ours = False
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -62,6 +70,11 @@ class Supervisor:
         self._context = Context(
             pod, settings, layout, self.health, console, self._stop.is_set, lease, self._taken, surroundings
         )
+        meter = Meter(settings.workspace, surroundings.cgroup)
+        self._respond = partial(probes.respond, health=self.health, meter=meter)
+        self._doorway = Doorway(self._context, self, self._respond)
+        self._presence = Presence(self._context)
+        self._keeper = Keeper(self._context, self._report)
         for problem in settings.problems:
             self._report(problem)
 
@@ -69,7 +82,7 @@ class Supervisor:
         """Boot, supervise, stop; return how it ended. The exit code is ComfyUI's last failure where it had one.
 
         Raises:
-            BusyError: the control port is taken.
+            BusyError: the control port or the pod's own is taken.
             UsageError: its address is not this machine's.
         """
         self.health.note("imported")
@@ -78,11 +91,13 @@ class Supervisor:
         self._console.line(f"comfypod {__version__} boots {release} ({self._pod.profile}) in {workspace}")
         server = await self._serve()
         self.health.note("control plane answers")
-        self._spawn(self._boot())
+        self._open_door()
+        booting = self._spawn(self._boot())
         await self._stop.wait()
-        await self._stop_services()
+        await self._stop_services(booting)
+        self._doorway.close()
         server.close()
-        if self._trial and self._signaled is not None:
+        if trial.on_trial(self._context) and self._signaled is not None:
             await self._noted(forgive)
         self._clean_up()
         return self._result()
@@ -90,7 +105,7 @@ class Supervisor:
     async def _serve(self) -> asyncio.Server:
         host, port = self._settings.control_listen, self._settings.control_port
         try:
-            return await httpd.serve(host, port, partial(probes.respond, health=self.health))
+            return await httpd.serve(host, port, self._respond)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 hint = "stop what uses it, or choose another with --control-port"
@@ -98,14 +113,22 @@ class Supervisor:
             hint = "give an address of this machine as COMFYPOD_CONTROL_LISTEN"
             raise UsageError(f"the control plane cannot listen on {host}:{port}: {error}", hint) from error
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _open_door(self) -> None:
+        self._doorway.open()
+        talk = asyncio.create_task(self._doorway.run())
+        talk.add_done_callback(self._ended)
+        self._talk = talk
+        self._run(Supervised(self._doorway.service(), partial(self._output, NAME, None), self._changed))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something beside the rest; a defect in it stops the pod instead of leaving it half alive."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
         self._tasks.append(task)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.exception() is not None:
+        if not task.cancelled() and task.exception() is not None:
             self._stop.set()
 
     def _result(self) -> Result:
@@ -128,15 +151,15 @@ class Supervisor:
             return
         if before is None:
             self._console.line(f"{signum.name}: stopping; once more stops at once")
-            self.health.stopping = True
+            self.health.draining, self.health.stopping = self.health.answers, True
             self._stop.set()
             return
         self._console.line(f"{signum.name} again: stopping at once")
+        self._doorway.end()
         for service in self.health.services:
             service.kill()
-        if not self.health.services:
-            self._clean_up()
-            os._exit(128 + signum)
+        if not self.health.critical():
+            self._leave(128 + signum)
 
     def _report(self, problem: Problem) -> None:
         self.health.report(problem)
@@ -147,6 +170,7 @@ class Supervisor:
         await self._noted(lambda _: self._context.lease.run())
         if prepared and not self._stop.is_set():
             self.health.note("stages done")
+            self._spawn(Watch(self._context, self._lost).run(self._stop))
             self._start_services()
 
     async def _stages(self) -> bool:
@@ -168,6 +192,7 @@ class Supervisor:
         except OSError as error:
             self._stage_failed(stage, view, storage_error(error, f"the stage {stage.name} failed"))
         view.seconds = round(time.monotonic() - started, 3)
+        self._doorway.push()
         self._console.line(f"  {stage.name}: {view.detail} ({view.seconds:.2f} s)")
         return view.state in ("done", "degraded")
 
@@ -186,11 +211,28 @@ class Supervisor:
         elif self._context.token:
             self._jupyter_waits = True
             self._start_jupyter()
+        elif self._doorway.asks:
+            self._context.token = self._settings.token or os.urandom(24).hex()
+            self._console.line(f"  what is wrong: {self._doorway.login('comfyui')}", private=True)
+        self._doorway.push()
+
+    def _lost(self, error: HostError) -> None:
+        """End the pod, whatever `on_failure` says: nothing in it can mend this, but its orchestrator can."""
+        for problem in error.problems:
+            self._report(problem)
+        self.health.failed, self._failure = error.message, error
+        self._stop.set()
+        limit = 2 * self._settings.stop_seconds + _UNKILLABLE_SECONDS
+        asyncio.get_running_loop().call_later(limit, self._leave, error.exit_code)
+
+    def _leave(self, code: int) -> None:
+        """End at once: what hangs in a dead driver cannot even be killed, so its end is not waited for."""
+        self._clean_up()
+        os._exit(code)
 
     def _taken(self) -> None:
         """Say on the workspace that this pod runs, and log there from now on."""
-        self._ours = True
-        self._record()
+        self._presence.take()
         log = LogFile(self._layout.logs / "boot.log")
         self._logs.append(log)
         self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode("utf-8", "backslashreplace")))
@@ -215,45 +257,21 @@ class Supervisor:
 
     async def _go_back(self, failed: Supervised) -> None:
         """Take back an upgrade whose ComfyUI does not start."""
-        context, reason = self._context, sentence(failed)
         try:
-            core = await asyncio.to_thread(self._back, reason)
+            said = await asyncio.to_thread(trial.take_back, self._context, sentence(failed))
         except ComfypodError as error:
             self._given_up(failed, final=True)
             self._report(Problem(error.code, error.message, error.hint))
             return
-        self._report(
-            Problem(
-                "rolled-back", f"ComfyUI {self._pod.comfyui_version} did not start: {reason}; {core.version} is back",
-                "see what it said with `comfypod logs comfyui`; `comfypod workspace upgrade` tries it again",
-            )
-        )  # fmt: skip
-        for problem in core.problems:
+        for problem in said:
             self._report(problem)
-        context.core = core
-        self.health.workspace |= {"release": core.release, "version": core.version, "persist": "move"}
         self.health.services.remove(failed)
         if not self._stop.is_set():
             self._start_comfyui()
 
-    def _back(self, reason: str) -> Core:
-        lease = self._context.lease
-        try:
-            lease.prepare()
-            try:
-                if others := lease.others():
-                    told = f"the pod on {others[0].host} uses {self._layout.comfyui} as well, so it is not taken back"
-                    raise BusyError(told, "stop that pod, then start this one again")
-                return go_back(self._layout, self._pod.release, self._pod.environment_key, reason)
-            finally:
-                lease.run()
-        except OSError as error:
-            raise storage_error(error, f"cannot go back in {self._layout.comfyui}") from error
-
     async def _settle(self, service: Supervised) -> None:
         """Keep an upgrade whose ComfyUI was ready."""
-        assert self._context.core is not None  # noqa: S101 - the workspace stage has run
-        self._context.core = replace(self._context.core, trial=False)
+        trial.passed(self._context)
         limits = replace(service.service.limits, has_safe_mode=not self._settings.safe_mode)
         service.service = replace(service.service, limits=limits)
         await self._noted(settle)
@@ -264,17 +282,15 @@ class Supervisor:
         except OSError as error:
             self.health.report(Problem("storage", f"{self._layout.state}: {error.strerror}", "free some space"))
 
-    @property
-    def _trial(self) -> bool:
-        return self._context.core is not None and self._context.core.trial
-
     def _was_ready(self, service: Supervised) -> None:
         self.health.settle(service.service.name)
-        if service.service.critical and self._trial:
+        if service.service.critical and trial.on_trial(self._context):
             self._spawn(self._settle(service))
+        if service.service.critical and not self._stop.is_set():
+            self._spawn(self._keeper.resume(service))
 
     def _given_up(self, service: Supervised, *, final: bool = False) -> None:
-        if service.service.critical and self._trial and not final:
+        if service.service.critical and trial.on_trial(self._context) and not final:
             self._spawn(self._go_back(service))
             return
         self._report(
@@ -289,30 +305,34 @@ class Supervisor:
             return
         self._jupyter_waits = False
         try:
-            token = self._context.token
-            self._start(services.jupyter(self._pod, self._settings, self._layout, token, self._context.environ))
-        except OSError as error:
-            told = storage_error(error, "cannot start JupyterLab")
-            self._report(Problem("jupyter", told.message, told.hint))
+            self._start(services.jupyter(self._pod, self._settings, self._context.environ))
+        except BusyError as error:
+            self._report(Problem("jupyter", error.message, error.hint))
 
     def _start(self, service: services.Service | None) -> None:
         if service is None:
             return
         if self._context.in_image:
             identity.renounce()
-        self.health.urls[service.name] = service.url
+        self.health.urls[service.name] = self._doorway.url(service.name)
         log = LogFile(self._layout.logs / f"{service.name}.log")
         self._logs.append(log)
-        supervised = Supervised(service, partial(self._output, service.name, log), self._changed)
-        self.health.services.append(supervised)
+        cgroup = self._context.surroundings.cgroup
+        self._run(Supervised(service, partial(self._output, service.name, log), self._changed, cgroup))
+
+    def _run(self, supervised: Supervised) -> None:
+        # The gateway, which is first to start, stays last: so it is last to stop.
+        running = self.health.services
+        running.insert(max(0, len(running) - 1), supervised)
         self._spawn(supervised.run())
 
-    def _output(self, name: str, log: LogFile, data: bytes) -> None:
-        log.write(data)
+    def _output(self, name: str, log: LogFile | None, data: bytes) -> None:
+        if log is not None:
+            log.write(data)
         if not self._console.quiet:
             for line in data.decode("utf-8", "replace").splitlines():
                 self._console.line(f"{name} | {line}", private=True)
-        if log.lost:
+        if log is not None and log.lost:
             self.health.report(
                 Problem(
                     "storage", f"{log.path} cannot be written; lines are lost", "free space on the workspace's disk"
@@ -322,11 +342,14 @@ class Supervisor:
     def _changed(self, service: Supervised) -> None:
         if service.pid is not None:
             self.health.note(f"{service.service.name} process started")
+        self._doorway.push()
         name, attempts = service.service.name, service.attempts
         if service.state is State.READY:
             self._was_ready(service)
         if service.service.critical and service.state not in (State.STARTING, State.STOPPING, State.STOPPED):
             self._start_jupyter()
+        if service.cause is not None and service.state in (State.WAITING, State.FAILED):
+            self._report_cause(name, service.cause)
         if service.state is State.WAITING:
             self._report(Problem(name, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
             if attempts.safe_mode and attempts.quick == 0:
@@ -335,56 +358,71 @@ class Supervisor:
             self._given_up(service)
         elif service.state is State.DEGRADED:
             self._report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
-        elif service.service.critical and self.health.ready and self.health.note("ready"):
+        elif service.service.critical and self.health.answers and self.health.note("ready"):
             self._announce()
+
+    def _report_cause(self, name: str, cause: Cause) -> None:
+        """Say why a service was killed; that stays when it serves again, the last time for all."""
+        self.health.settle(cause.code)
+        self._report(Problem(cause.code, f"{name} {cause.told}", cause.hint))
 
     def _announce(self) -> None:
         seconds = time.monotonic() - self.health.begun
         self._console.line(f"ready after {seconds:.1f} s")
         for name, url in self.health.urls.items():
             self._console.line(f"  {name}: {url}")
-        shows = self._console.interactive or self._context.token_made
-        if "jupyter" in self.health.urls and shows and not self._settings.jupyter_password:
-            self._console.line(f"  log in: {self.health.urls['jupyter']}/lab?token={self._context.token}", private=True)
+        wanted = [name for name in self.health.urls if name == "jupyter" or self._doorway.asks]
+        if wanted and (self._console.interactive or self._context.token_made):
+            for name in wanted:
+                self._console.line(f"  log in to {name}: {self._doorway.login(name)}", private=True)
             self._console.line(f"  the token is kept in {self._layout.token}")
 
-    def _record(self) -> None:
-        record = run.RunRecord(self.health.process, self._control)
+    async def restart_comfyui(self, *, toggle_safe_mode: bool) -> str:
+        """Start ComfyUI again, on request."""
+        for service in self.health.critical():
+            safe_mode = service.attempts.safe_mode is not toggle_safe_mode
+            revived = service.revive(safe_mode=safe_mode)
+            if revived:
+                self._spawn(service.run())
+            if revived or await service.restart(safe_mode=safe_mode):
+                return "ComfyUI starts again" + (" without custom nodes" if safe_mode else "")
+        raise NotRunningError("ComfyUI does not run now", "wait until it does, or start the pod again")
+
+    async def new_token(self) -> str:
+        """Replace the token; sessions of the old one are over."""
+        if self._settings.token:
+            raise UsageError("the token was given from outside", "change COMFYPOD_TOKEN and start the pod again")
         try:
-            run.write(self._layout.run_record, record)
+            token = await asyncio.to_thread(state.make_token, self._layout.token)
         except OSError as error:
-            self.health.report(Problem("storage", f"{self._layout.run_record}: {error.strerror}", "free some space"))
+            raise storage_error(error, "cannot keep a new token") from error
+        self._context.token = token
+        return token
 
-    @property
-    def _control(self) -> str:
-        return http_url(connect_host(self._settings.control_listen), self._settings.control_port)
-
-    async def _stop_services(self) -> None:
+    async def _stop_services(self, booting: asyncio.Task[None]) -> None:
         self.health.stopping = True
-        await asyncio.wait(self._tasks[:1])
-        for service in self.health.services:
+        self._doorway.push()
+        await asyncio.wait([booting])
+        *services, gateway = self.health.services
+        # The rest stops while ComfyUI drains: docker's ten seconds are for both.
+        others = [service.stop() for service in services if not service.service.critical]
+        await asyncio.gather(*others, *map(self._keeper.drain, self.health.critical()))
+        for service in self.health.critical():
             await service.stop()
+        self._doorway.end()
+        await gateway.stop()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._ours and (left := await asyncio.to_thread(self._end_orphans)):
+        self._talk.cancel()
+        await asyncio.gather(self._talk, return_exceptions=True)
+        if left := await asyncio.to_thread(self._presence.end_orphans):
             self._console.line(f"ended {left} processes that services had left running")
         if defects := [result for result in results if isinstance(result, BaseException)]:
             self._clean_up()
             raise defects[0]
 
-    def _end_orphans(self) -> int:
-        """End what services have left, unless it may be another pod's, which has the same mark."""
-        with contextlib.suppress(OSError):
-            if not self._context.lease.others():
-                return run.end_orphans(self._layout.root)
-        return 0
-
     def _clean_up(self) -> None:
         """Leave nothing that says that this pod runs."""
-        if self._ours:
-            with contextlib.suppress(OSError):
-                if (record := run.read(self._layout.run_record)) and record.boot == self.health.process:
-                    self._layout.run_record.unlink(missing_ok=True)
-        self._context.lease.release()
+        self._presence.leave()
         self._console.line("stopped")
         for log in self._logs:
             log.close()

@@ -80,7 +80,7 @@ def up(options: Options, built: Mapping[str, str], lock: Lock | None, console: C
     )  # fmt: skip
     if not options.detach:
         _become(start)
-    pod = _Pod(start, _started(start), stop_limit(settings.stop_seconds))
+    pod = _Pod(start, _started(start), stop_limit(settings.stop_seconds, settings.drain_seconds))
     console.line(f"{start.engine.name} runs {start.image} as {start.name}")
     return until_ready(pod, layout, settings, options.wait, console)
 
@@ -143,7 +143,9 @@ def _started(start: Start) -> str:
     try:
         return start.engine.run(start.image, (*start.options, *start.gpu), start.command, start.environment)
     except HostError as error:
-        if start.engine.container(start.name) is not None:
+        # A name is taken before whoever takes it can be looked at.
+        taken = start.name in error.message and "already in use" in error.message
+        if taken or start.engine.container(start.name) is not None:
             raise _in_use(start.layout, start.name) from error
         raise _refused(start, error) from error
 
@@ -235,7 +237,7 @@ def _container(engine: Engine, layout: Layout) -> Container | None:
 def _ended(engine: Engine, container: Container) -> bool:
     """Stop and remove a container; True when it had to be killed."""
     limit = container.labels.get(STOP_LABEL, "")
-    engine.stop(container.id, float(limit) if limit.isdecimal() else stop_limit(4))
+    engine.stop(container.id, float(limit) if limit.isdecimal() else stop_limit(4, 5))
     after = engine.container(container.id)
     _remove(engine, container.id)
     return container.running and after is not None and after.exit_code == _KILLED

@@ -52,7 +52,12 @@ def _status_text(layout: Layout, found: Mapping[str, Any]) -> str:
         f"workspace   {layout.root}{room}",
         *([f"identity    {who['uid']}:{who['gid']}, {who['reason']}"] if who else []),
         f"comfyui     {queue['version']}, profile {boot['profile']}, torch {found['environment']['torch']}"
-        + (f", {queue['queue_running']} running, {queue['queue_pending']} pending" if found["ready"] else ""),
+        + (
+            f", {queue['queue_running']} running, {queue['queue_pending']} pending"
+            if queue["queue_running"] is not None
+            else ""
+        ),
+        *([f"memory      {_memory(found['memory'])}"] if (found.get("memory") or {}).get("used") else []),
         "stages",
         *(f"  {row['name']:<12}{row['state']:<10}{row['seconds']:>7.2f} s  {row['detail']}" for row in found["stages"]),
         "services",
@@ -65,6 +70,11 @@ def _status_text(layout: Layout, found: Mapping[str, Any]) -> str:
     for problem in found["problems"]:
         lines += [f"PROBLEM {problem['message']}", f"        {problem['hint']}"]
     return "\n".join(lines)
+
+
+def _memory(row: Mapping[str, int | None]) -> str:
+    named = {"used": "in use", "peak": "at most so far", "limit": "allowed"}
+    return ", ".join(f"{human_bytes(value)} {told}" for name, told in named.items() if (value := row[name]) is not None)
 
 
 def _service_line(row: Mapping[str, Any], urls: Mapping[str, str]) -> str:

@@ -64,7 +64,7 @@ def place_of(layout: Layout) -> str:
 
 def run_options(layout: Layout, settings: Settings) -> tuple[str, ...]:
     """Return the engine's options for a pod on a workspace."""
-    place, limit = place_of(layout), str(round(stop_limit(settings.stop_seconds)))
+    place, limit = place_of(layout), str(round(stop_limit(settings.stop_seconds, settings.drain_seconds)))
     source = place.replace('"', '""')
     return (
         "--name", name_of(layout), "--label", f"{WORKSPACE_LABEL}={place}", "--label", f"{STOP_LABEL}={limit}",

@@ -138,7 +138,7 @@ class _Child:
     def stop(self) -> None:
         self.process.terminate()
         boot = run.Boot(self.process.pid, proc.start_ticks(self.process.pid) or 0)
-        _end_boot(boot, self.layout, self.settings.stop_seconds)
+        _end_boot(boot, self.layout, stop_limit(self.settings.stop_seconds, self.settings.drain_seconds))
 
 
 def down(layout: Layout, console: Console) -> Result:
@@ -158,10 +158,13 @@ def down(layout: Layout, console: Console) -> Result:
             return Result("down", {"ended": ended}, f"ended {ended} processes that a killed pod had left running")
         raise
     status = control.status(record.control)
-    shown = (status or {}).get("settings", {}).get("stop_seconds", {}).get("value", "4")
+    shown = (status or {}).get("settings", {})
+    stop, drain = (
+        shown.get(name, {}).get("value", usual) for name, usual in (("stop_seconds", 4), ("drain_seconds", 5))
+    )
     if not proc.signal_process(record.boot.pid, signal.SIGTERM) and record.boot.alive:
         raise HostError(f"the pod (pid {record.boot.pid}) belongs to another user", "stop it as that user, or as root")
-    forced = _end_boot(record.boot, layout, float(shown))
+    forced = _end_boot(record.boot, layout, stop_limit(float(stop), float(drain)))
     if forced:
         console.warning("the pod did not stop by itself and was killed")
     seconds = time.monotonic() - started
@@ -175,9 +178,9 @@ def _end_left_over(layout: Layout) -> int:
         return run.end_orphans(layout.root)
 
 
-def _end_boot(boot: run.Boot, layout: Layout, stop_seconds: float) -> bool:
+def _end_boot(boot: run.Boot, layout: Layout, seconds: float) -> bool:
     """Wait for a boot that was told to stop; kill it and what it started when it does not. True when it was killed."""
-    deadline = time.monotonic() + stop_limit(stop_seconds)
+    deadline = time.monotonic() + seconds
     while boot.alive and time.monotonic() < deadline:
         time.sleep(0.05)
     if not boot.alive:

@@ -36,13 +36,13 @@ class Pod(Protocol):
         """Stop it in order and wait for its end."""
 
 
-def stop_limit(stop_seconds: float) -> float:
-    """Return how long a pod may take to stop: two services one after the other, and some room."""
-    return 2 * stop_seconds + _STOP_SLACK
+def stop_limit(stop_seconds: float, drain_seconds: float) -> float:
+    """Return how long a pod may take to stop: a prompt that ends, two services one after the other, and some room."""
+    return drain_seconds + 2 * stop_seconds + _STOP_SLACK
 
 
 def until_ready(pod: Pod, layout: Layout, settings: Settings, seconds: float, console: Console) -> Result:
-    """Follow a pod until it is ready; an interrupt stops it again.
+    """Follow a pod until it is ready, or ComfyUI answers at least (`degraded`); an interrupt stops it again.
 
     Raises:
         NotReadyError: it is not ready in time; it goes on starting.
@@ -56,7 +56,7 @@ def until_ready(pod: Pod, layout: Layout, settings: Settings, seconds: float, co
                 raise error
             status = control.status(address)
             if status is not None and pod.owns(status):
-                if status["ready"]:
+                if status["ready"] or status.get("phase") == "degraded":
                     return _ready(layout, status)
                 news.tell("; ".join(status["reasons"]))
             time.sleep(_POLL_SECONDS)
@@ -89,23 +89,27 @@ class News:
 def _ready(layout: Layout, status: Mapping[str, Any]) -> Result:
     urls = dict(status["urls"])
     lines = [f"ready after {status['boot']['seconds_to_ready']:.1f} s"]
-    lines += [f"  ComfyUI:    {urls['comfyui']}"]
+    given = status["settings"]
+    is_open = given["auth"]["value"] == "none" or ports.is_loopback(given["listen"]["value"])
+    door = "" if is_open else _login(layout, given, "/")
+    lines += [f"  ComfyUI:    {urls['comfyui']}{door}"]
     if "jupyter" in urls:
         states = {row["name"]: row["state"] for row in status["services"]}
-        shown = urls["jupyter"] + _login(layout, status["settings"])
+        shown = urls["jupyter"] + _login(layout, given, "/lab")
         lines.append(f"  JupyterLab: {shown}" + (" (starting)" if states.get("jupyter") != "ready" else ""))
     lines += [f"  workspace:  {layout.root}", "stop it with `comfypod down`, watch it with `comfypod logs -f`"]
+    lines += [f"NOT READY {reason}" for reason in status["reasons"]]
     lines += [f"WARNING {problem['message']}" for problem in status["problems"]]
     data = {"workspace": str(layout.root), "urls": urls, "token_file": str(layout.token), "status": status}
-    return Result("up", data, "\n".join(lines), "partial" if status["problems"] else "success")
+    return Result("up", data, "\n".join(lines), "success" if status["ready"] and not status["problems"] else "partial")
 
 
-def _login(layout: Layout, given: Mapping[str, Any]) -> str:
-    """Return what to add to JupyterLab's address: the workspace's own token, where that is the one and we may read."""
-    if not given["token"]["value"] == given["jupyter_password"]["value"] == "not given":
+def _login(layout: Layout, given: Mapping[str, Any], place: str) -> str:
+    """Return what to add to an address so that it logs in: the workspace's own token, if we may read it."""
+    if given["token"]["value"] != "not given":
         return ""
     found = tail(layout.token, 1)
-    return f"/lab?token={found[0].strip()}" if found else f" (log in with the token in {layout.token})"
+    return f"{place}?token={found[0].strip()}" if found else f" (log in with the token in {layout.token})"
 
 
 def boot_error(returncode: int, said: Sequence[str], hint: str, layout: Layout) -> ComfypodError:

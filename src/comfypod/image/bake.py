@@ -67,11 +67,11 @@ def _block(recipe: Recipe, variant: Variant) -> str:
 
 
 def compose(recipes: Sequence[Recipe]) -> str:
-    """Render `compose.yaml`: a profile per image, JupyterLab and ComfyUI on this machine's loopback only."""
+    """Render `compose.yaml`: a profile per image, ports on this machine's loopback only."""
     lines = [
         "# Rendered by `comfypod render compose` from comfypod.lock.",
         "#   docker compose --profile cpu up",
-        "# COMFYPOD_AUTH=none lets ComfyUI answer without a login; the ports below are this machine's own only.",
+        "# The token stands in the first lines of the log, and in workspace/.comfypod/token.",
         "services:",
     ]
     for recipe in recipes:
@@ -82,7 +82,6 @@ def compose(recipes: Sequence[Recipe]) -> str:
             f'    profiles: ["{name}"]',
             '    ports: ["127.0.0.1:8188:8188", "127.0.0.1:8888:8888"]',
             '    volumes: ["./workspace:/workspace"]',
-            '    environment: {COMFYPOD_AUTH: "none"}',
             "    stop_grace_period: 30s",
         ]
         if recipe.profile.needs_gpu:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _PURPOSES = {made.COMFYPOD: "comfypod", made.VENV: "comfyui", made.JUPYTER: "jupyter"}
 _LOCAL_IN_BUILD = "/run/build/local"
 _IGNORE = "*\n!Dockerfiles\n!src\n**/__pycache__\n"
-# Beyond the pod's loopback JupyterLab answers with its own login, and ComfyUI only once COMFYPOD_AUTH=none opens it.
-_SETTINGS = {"jupyter_listen": "0.0.0.0", "listen": "auto"}  # noqa: S104
+# A container is reached from outside only; the gateway asks for the token there.
+_SETTINGS = {"listen": "0.0.0.0"}  # noqa: S104
 
 
 def rendered(lock: Lock, profiles: Sequence[Profile]) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from contextlib import ExitStack, suppress
@@ -95,7 +96,7 @@ def smoke(engine: Engine, image: str, wanted: Plan, console: Console) -> list[Ch
         options = ["--network", "none", "--volume", "/workspace", "--label", f"{LABEL}=1"]
         if wanted.emulated:
             options += ["--platform", wanted.platform]
-        container = engine.run(image, options, (), {"COMFYPOD_ALLOW_CPU": "1"})
+        container = engine.run(image, options, (), {"COMFYPOD_ALLOW_CPU": "1", "COMFYPOD_TOKEN": os.urandom(24).hex()})
         undo.callback(_remove, engine, container)
         pod = _Pod(engine, container, _EMULATED if wanted.emulated else 1.0)
         tried("boot", lambda: _boots(pod, wanted, console))

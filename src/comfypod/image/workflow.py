@@ -1,4 +1,4 @@
-"""A small workflow, run against a ComfyUI on this machine's loopback; prints what came of it as JSON.
+"""A small workflow, run against a pod on this machine, with its token; prints what came of it as JSON.
 
 Stands alone on the standard library: `comfypod build` hands its text to the Python of the image that it tries.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import struct
 import sys
 import time
@@ -66,7 +67,8 @@ def _ask(url: str, method: str, path: str, body: bytes | None = None) -> bytes:
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port or 80, timeout=_ANSWER_SECONDS)
     try:
-        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        headers = {"Authorization": f"Bearer {os.environ.get('COMFYPOD_TOKEN', '')}"}
+        connection.request(method, path, body, headers | ({"Content-Type": "application/json"} if body else {}))
         response = connection.getresponse()
         data = response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -10,6 +10,13 @@ import msgspec
 
 from comfypod.errors import UsageError
 
+# The driver branch that came with each CUDA version, by which platforms tell machines apart: release notes of the
+# CUDA Toolkit, table 3; 12.7 is what driver 565 reports.
+_DRIVERS = {
+    "11.8": 520, "12.0": 525, "12.1": 530, "12.2": 535, "12.3": 545, "12.4": 550, "12.5": 555, "12.6": 560, "12.7": 565,
+    "12.8": 570, "12.9": 575, "13.0": 580,
+}  # fmt: skip
+
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One row of the table.
@@ -37,6 +44,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def needs_gpu(self) -> bool:
         """Whether it is of use only with an NVIDIA GPU."""
         return bool(self.capabilities)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The CUDA versions of machines that run it, as platforms filter by them; nothing where no driver is needed."""
+        return tuple(version for version, driver in _DRIVERS.items() if self.driver and driver >= self.driver)
 
     @property
     def pins(self) -> tuple[str, ...]:

@@ -78,11 +78,6 @@ class Layout:
         return self.records / "token"
 
     @property
-    def jupyter_config(self) -> Path:
-        """JupyterLab's settings that must not stand on a command line, mode 0600."""
-        return self.records / "jupyter.json"
-
-    @property
     def home(self) -> Path:
         """A home for a user that has none, mode 0700."""
         return self.records / "home"
@@ -91,6 +86,11 @@ class Layout:
     def extra_paths(self) -> Path:
         """Where ComfyUI finds the nodes and models of the image."""
         return self.records / "extra_model_paths.yaml"
+
+    @property
+    def queue(self) -> Path:
+        """Prompts that ComfyUI had not finished when the pod was stopped, mode 0600."""
+        return self.records / "queue.json"
 
     @property
     def run_record(self) -> Path:

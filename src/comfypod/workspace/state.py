@@ -98,6 +98,11 @@ def keep_token(path: Path) -> tuple[str, bool]:
     if re.fullmatch(r"[!-~]+", token):
         path.chmod(0o600)
         return token, False
+    return make_token(path), True
+
+
+def make_token(path: Path) -> str:
+    """Make a token and keep it with mode 0600; one that was there is replaced."""
     token = os.urandom(24).hex()
     write_atomic(path, token.encode() + b"\n", 0o600)
-    return token, True
+    return token

@@ -6,8 +6,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfypod.boot.health import Health, StageView, sentence
-from comfypod.boot.policy import Attempts, Limits
+from comfypod.boot.health import Check, Health, StageView, sentence
+from comfypod.boot.policy import Attempts, Cause, Limits
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.services import Service
 from comfypod.errors import Problem
@@ -20,6 +20,7 @@ POD = PodFile(
 STATUS = {
     "phase": str, "ready": bool, "reasons": list, "stages": list, "services": list, "comfyui": dict,
     "identity": dict, "workspace": dict, "environment": dict, "nodes": list, "models": list, "problems": list,
+    "memory": dict,
 }  # fmt: skip
 
 
@@ -51,20 +52,27 @@ _HEALTH = st.builds(
     Health, st.just(POD), st.just(0.0), stages=_STAGES, services=_SERVICES,
     problems=st.lists(st.builds(Problem, st.text(), st.text(), st.text()), max_size=2),
     stopping=st.booleans(), failed=st.sampled_from(["", "the disk is full"]),
+    checks=st.dictionaries(
+        st.sampled_from(["disk", "queue"]), st.builds(Check, st.booleans(), st.sampled_from(["queue 2", "disk 0 B"])),
+    ),
 )  # fmt: skip
 
 
 @given(_HEALTH)
 def test_ready_is_when_comfyui_answers_and_nothing_else_is_wrong(health: Health) -> None:
     comfyui = [service.state for service in health.services if service.service.critical]
-    assert health.ready is (comfyui == [State.READY] and not health.stopping and not health.failed)
+    well = all(check.well for check in health.checks.values())
+    assert health.answers is (comfyui == [State.READY] and not health.stopping and not health.failed)
+    assert health.ready is (health.answers and well)
     assert health.ready is (health.phase == "ready")
+    assert (health.phase == "degraded") is (health.answers and not well)
 
 
 @given(_HEALTH)
 def test_there_are_reasons_exactly_when_the_pod_is_not_ready(health: Health) -> None:
     assert bool(health.reasons) is not health.ready
     assert all(isinstance(reason, str) and reason for reason in health.reasons)
+    assert [row.text for row in health.rows() if not row.well] == health.reasons
 
 
 @given(_HEALTH)
@@ -90,7 +98,8 @@ def test_jupyterlab_alone_changes_nothing_about_readiness(health: Health, state:
 
 
 def test_a_pod_on_its_way_out_says_that_and_nothing_else() -> None:
-    health = Health(POD, 0.0, services=[supervised(State.FAILED)], stopping=True, failed="the disk is full")
+    failed = [supervised(State.FAILED)]
+    health = Health(POD, 0.0, services=failed, stopping=True, failed="the disk is full")
     assert (health.phase, health.reasons) == ("stopping", ["the pod is stopping"])
 
 
@@ -111,7 +120,16 @@ def test_what_a_service_is_doing_is_said_with_how_it_ended() -> None:
     assert sentence(supervised(State.FAILED, last_exit=-9)) == "comfyui was given up after it ended with signal 9"
     assert sentence(supervised(State.DEGRADED)) == "comfyui runs and does not answer"
     assert sentence(supervised(State.STOPPED)) == "comfyui is stopped"
+    busy = supervised(State.DEGRADED)
+    busy.busy = True
+    assert sentence(busy) == "comfyui is busy with a prompt and does not answer"
     assert len({sentence(supervised(state)) for state in State}) == len(State)
+
+
+def test_e2_what_is_known_about_a_death_is_said_instead_of_its_signal() -> None:
+    killed = supervised(State.WAITING, last_exit=-9)
+    killed.cause = Cause("out-of-memory", "ran out of memory and was killed (limit 2.0 GB)", "")
+    assert sentence(killed) == "comfyui starts again in 2 s after it ran out of memory and was killed (limit 2.0 GB)"
 
 
 def test_a_moment_is_noted_the_first_time_only() -> None:

@@ -11,8 +11,8 @@ from comfypod.boot import httpd
 from tests.kit.pods import free_port
 
 
-async def _echo(path: str) -> httpd.Answer:
-    return httpd.text(200, path.strip("/") or "root")
+async def _echo(path: str, query: str) -> httpd.Answer:
+    return httpd.text(200, (path + query).strip("/") or "root")
 
 
 def _exchange(raw: bytes, *, half_close: bool = True) -> bytes:
@@ -37,7 +37,7 @@ def _exchange(raw: bytes, *, half_close: bool = True) -> bytes:
 def test_get_answers_with_the_body_and_closes() -> None:
     answer = _exchange(b"GET /livez?verbose HTTP/1.1\r\nHost: localhost:8189\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert answer.endswith(b"\r\n\r\nlivez\n")
+    assert answer.endswith(b"\r\n\r\nlivezverbose\n")
 
 
 def test_head_answers_without_the_body() -> None:

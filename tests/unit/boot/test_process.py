@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,27 @@ def test_a_child_that_exited_7_is_reported_as_7() -> None:
 
     supervised = asyncio.run(scenario())
     assert (supervised.state, supervised.last_exit, supervised.failure_code) == (State.FAILED, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [("exit 3", "exit"), ("kill -9 $$", "signal"), ("echo oom_kill 1 > EVENTS; kill -9 $$", "out-of-memory")],
+)
+def test_a_restart_is_counted_by_what_ended_the_run(tmp_path: Path, script: str, cause: str) -> None:
+    for name in ("memory.current", "memory.max"):
+        (tmp_path / name).write_text("1000\n")
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 0\n")
+
+    async def scenario() -> Supervised:
+        service = replace(_service("sh", "-c", script.replace("EVENTS", str(events))), limits=Limits(quick_deaths=2))
+        supervised = Supervised(service, lambda _: None, lambda _: None, tmp_path)
+        await asyncio.wait_for(supervised.run(), 10)
+        return supervised
+
+    supervised = asyncio.run(scenario())
+    assert supervised.restarts == 1
+    assert {name: count for name, count in supervised.restarts_by_cause.items() if count} == {cause: 1}
 
 
 def test_a_missing_program_is_a_failure_and_not_a_traceback() -> None:

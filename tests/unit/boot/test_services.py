@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from comfypod.podfile import PodFile
 from comfypod.settings import Settings, resolve, secret_variables
 from comfypod.workspace import run
 from comfypod.workspace.core import Core
-from comfypod.workspace.layout import Layout
 from comfypod.workspace.plan import Plan
 
 PYTHON = Path("/opt/venv/bin/python")
@@ -38,10 +35,8 @@ def settings_of(environ: dict[str, str] | None = None, **arguments: str) -> Sett
     return resolve({"workspace": "/nowhere"}, environ or {}, arguments)
 
 
-def lab_of(tmp_path: Path, environ: dict[str, str] | None = None, **arguments: str) -> Service:
-    layout = Layout(tmp_path)
-    layout.records.mkdir(exist_ok=True)
-    service = jupyter(POD, settings_of(environ, **arguments), layout, TOKEN, environ or {})
+def lab_of(environ: dict[str, str] | None = None, **arguments: str) -> Service:
+    service = jupyter(POD, settings_of(environ, **arguments), environ or {})
     assert service is not None
     return service
 
@@ -67,7 +62,7 @@ def test_comfyui_runs_from_the_volume_with_its_own_folders() -> None:
     service = comfyui(POD, settings_of(comfyui_args="--preview-method 'a b'"), KEPT, {})
     assert service.argv == (
         str(PYTHON), "/workspace/ComfyUI/main.py", "--cpu", "--preview-method", "a b", "--listen", "127.0.0.1",
-        "--port", "8188", "--disable-auto-launch",
+        "--port", str(service.port), "--disable-auto-launch",
     )  # fmt: skip
     assert service.safe_argv == (*service.argv, SAFE_MODE_ARGUMENT)
     assert (service.cwd, service.critical, service.limits.has_safe_mode) == (LIVE, True, True)
@@ -98,73 +93,50 @@ def test_safe_mode_that_was_asked_for_is_not_tried_twice() -> None:
     assert not service.limits.has_safe_mode
 
 
-@pytest.mark.parametrize(("listen", "host"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1")])
-def test_a_service_is_asked_where_this_machine_reaches_it(listen: str, host: str) -> None:
-    service = comfyui(POD, settings_of(listen=listen, auth="none"), KEPT, {})
-    assert service.argv[service.argv.index("--listen") + 1] == listen
-    assert service.host == host
-    assert service.url == ("http://[::1]:8188" if ":" in host else f"http://{host}:8188")
+@pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "::"])
+def test_services_answer_on_loopback_alone_at_ports_of_their_own(listen: str) -> None:
+    settings = settings_of(listen=listen, auth="none")
+    made = [comfyui(POD, settings, KEPT, {}), lab_of(listen=listen, auth="none")]
+    assert {service.host for service in made} == {"127.0.0.1"}
+    assert all(20000 <= service.port < 30000 for service in made)
+    assert "--listen 127.0.0.1" in " ".join(made[0].argv)
+    assert "--ServerApp.ip=127.0.0.1" in made[1].argv
 
 
-def test_jupyterlab_gets_its_token_by_environment_and_never_by_argument(tmp_path: Path) -> None:
-    service = lab_of(tmp_path, {"COMFYPOD_TOKEN": "other", "JUPYTER_TOKEN": "third", "PATH": "/bin"})
-    assert service.env["JUPYTER_TOKEN"] == TOKEN
-    assert "COMFYPOD_TOKEN" not in service.env
-    for secret in (TOKEN, "other", "third"):
-        assert secret not in " ".join(service.argv)
+def test_a_services_port_stays_the_same_and_is_never_that_of_the_other() -> None:
+    settings = settings_of(port="8188", jupyter_port="18188")
+    first, second = comfyui(POD, settings, KEPT, {}), comfyui(POD, settings, KEPT, {})
+    assert first.port == second.port != lab_of(port="8188", jupyter_port="18188").port
+
+
+def test_jupyterlab_knows_neither_the_token_nor_the_password() -> None:
+    service = lab_of(
+        {"COMFYPOD_TOKEN": TOKEN, "JUPYTER_TOKEN": "third", "JUPYTER_PASSWORD": "hunter22", "PATH": "/bin"}
+    )
+    told = " ".join((*service.argv, *service.env.values()))
+    assert not [secret for secret in (TOKEN, "third", "hunter22") if secret in told]
+    assert len(service.env["JUPYTER_TOKEN"]) == 48
+    assert service.env["JUPYTER_TOKEN"] not in " ".join(service.argv)
+    assert service.env["JUPYTER_TOKEN"] != lab_of().env["JUPYTER_TOKEN"]
     assert service.env["PATH"].startswith("/opt/venv/bin:")
     assert not service.critical
-    assert not Layout(tmp_path).jupyter_config.exists()
 
 
-@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).map(str.strip).filter(bool))
-def test_a_password_is_kept_as_the_hash_that_jupyterlab_checks(password: str) -> None:
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as folder:
-        layout = Layout(Path(folder))
-        layout.records.mkdir()
-        service = jupyter(POD, replace(settings_of(), jupyter_password=password), layout, TOKEN, {})
-        assert service is not None
-        body = json.loads(layout.jupyter_config.read_text())
-        assert layout.jupyter_config.stat().st_mode & 0o777 == 0o600
-        assert f"--config={layout.jupyter_config}" in service.argv
-    algorithm, salt, digest = body["PasswordIdentityProvider"]["hashed_password"].split(":")
-    assert algorithm == "sha256"
-    assert hashlib.new(algorithm, password.encode() + salt.encode("ascii")).hexdigest() == digest
-    assert body["IdentityProvider"]["token"] == ""
-    assert "JUPYTER_TOKEN" not in service.env
+def test_jupyterlab_stands_below_its_path_and_runs_as_root_only_where_it_must() -> None:
+    service = lab_of()
+    assert "--ServerApp.base_url=/jupyter/" in service.argv
+    assert service.path == "/jupyter/api"
+    assert ("--allow-root" in service.argv) is (os.geteuid() == 0)
+    assert "--ServerApp.port_retries=0" in service.argv
 
 
-def test_a_password_stands_nowhere_in_the_clear_and_its_salt_is_new_each_time(tmp_path: Path) -> None:
-    bodies = set()
-    for _ in range(2):
-        service = lab_of(tmp_path, {"JUPYTER_PASSWORD": "hunter22"})
-        bodies.add(Layout(tmp_path).jupyter_config.read_text())
-        assert "hunter22" not in " ".join((*service.argv, *service.env.values(), *bodies))
-    assert len(bodies) == 2
+def test_a_config_in_the_home_has_no_say_where_jupyterlab_is_reached_from_outside() -> None:
+    assert "JUPYTER_NO_CONFIG" not in lab_of().env
+    lab = lab_of(jupyter_listen="0.0.0.0")
+    assert lab.env["JUPYTER_NO_CONFIG"] == "1"
+    assert "--ServerApp.jpserver_extensions=jupyter_server_terminals=True" in lab.argv
 
 
-def test_jupyterlab_says_yes_to_remote_access_and_root_only_where_needed(tmp_path: Path) -> None:
-    near, far = lab_of(tmp_path), lab_of(tmp_path, listen="0.0.0.0", auth="none")
-    assert "--ServerApp.allow_remote_access=True" not in near.argv
-    assert "--ServerApp.allow_remote_access=True" in far.argv
-    assert "--ServerApp.ip=0.0.0.0" in far.argv
-    assert ("--allow-root" in near.argv) is (os.geteuid() == 0)
-    assert "--ServerApp.port_retries=0" in near.argv
-
-
-def test_jupyterlab_may_answer_where_comfyui_does_not(tmp_path: Path) -> None:
-    service = lab_of(tmp_path, jupyter_listen="0.0.0.0")
-    assert "--ServerApp.ip=0.0.0.0" in service.argv
-    assert "--ServerApp.allow_remote_access=True" in service.argv
-    assert service.host == "127.0.0.1"
-    assert service.env["JUPYTER_TOKEN"] == TOKEN
-    argv = comfyui(POD, settings_of(jupyter_listen="0.0.0.0"), KEPT, {}).argv
-    assert argv[argv.index("--listen") + 1] == "127.0.0.1"
-
-
-def test_there_is_no_jupyterlab_where_it_is_off_or_not_installed(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
-    assert jupyter(POD, settings_of(jupyter="off"), layout, TOKEN, {}) is None
-    assert jupyter(replace(POD, jupyter=None), settings_of(), layout, TOKEN, {}) is None
+def test_there_is_no_jupyterlab_where_it_is_off_or_not_installed() -> None:
+    assert jupyter(POD, settings_of(jupyter="off"), {}) is None
+    assert jupyter(replace(POD, jupyter=None), settings_of(), {}) is None

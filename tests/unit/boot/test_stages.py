@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -8,8 +7,8 @@ import pytest
 
 from comfypod import gpu
 from comfypod.boot.health import StageView
-from comfypod.boot.stages import STAGES, check_environment, check_gpu, check_port
-from comfypod.errors import BusyError, HostError, InstallError
+from comfypod.boot.stages import STAGES, check_environment, check_gpu
+from comfypod.errors import HostError, InstallError
 from comfypod.podfile import GpuNeed
 from tests.unit.boot.contexts import context_of
 
@@ -27,21 +26,10 @@ def machine(capability: str, driver: str = "570.1") -> gpu.Survey:
 def test_what_comes_before_comfyui_stops_a_boot_and_what_it_can_do_without_does_not() -> None:
     policies = {stage.name: stage.policy for stage in STAGES}
     assert policies == {
-        "workspace": "stop", "port": "stop", "gpu": "stop", "environment": "stop", "nodes": "degrade",
+        "workspace": "stop", "gpu": "stop", "environment": "stop", "nodes": "degrade",
         "models": "degrade",
     }  # fmt: skip
     assert STAGES[0].name == "workspace"
-
-
-def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
-    context = context_of(tmp_path)
-    assert check_port(context, StageView("port")) == f"127.0.0.1:{context.settings.port} is free"
-    with (
-        socket.create_server(("127.0.0.1", context.settings.port)),
-        pytest.raises(BusyError, match=str(context.settings.port)) as caught,
-    ):
-        check_port(context, StageView("port"))
-    assert "--port" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["missing", "not a program", "a dangling link"])

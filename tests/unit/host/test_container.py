@@ -169,7 +169,7 @@ def test_an_interrupt_stops_the_container_and_a_second_one_removes_it_at_once(
     engine.memory.containers["id"] = here(layout, "running")
     with pytest.raises(KeyboardInterrupt):
         up(layout, out, stop_seconds="3")
-    assert engine.memory.done[-2:] == [("stop", "id", 16.0), ("remove", "id")]
+    assert engine.memory.done[-2:] == [("stop", "id", 21.0), ("remove", "id")]
     monkeypatch.setattr(FakeEngine, "stop", interrupt)
     with pytest.raises(KeyboardInterrupt):
         up(layout, out)
@@ -276,7 +276,7 @@ def test_down_stops_within_the_pods_own_time_and_says_when_it_was_killed(
     result = container.down(layout, Console(out))
     assert result is not None
     assert result.text.startswith("stopped in ")
-    assert engine.memory.done == [("stop", "id", 18.0), ("remove", "id")]
+    assert engine.memory.done == [("stop", "id", 23.0), ("remove", "id")]
     engine.memory.later = [here(layout, "running"), here(layout, "exited", exit_code=137)]
     result = container.down(layout, Console(out))
     assert result is not None

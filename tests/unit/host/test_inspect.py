@@ -60,6 +60,22 @@ def show(site: Site, layout: Layout, body: dict[str, Any]) -> Result:
     return inspect.status(layout)
 
 
+@pytest.mark.parametrize(
+    ("memory", "line"),
+    [
+        (
+            {"limit": 2 * 10**9, "peak": 10**9, "used": 5 * 10**8},
+            "500 MB in use, 1.0 GB at most so far, 2.0 GB allowed",
+        ),
+        ({"limit": None, "peak": None, "used": 5 * 10**8}, "500 MB in use"),
+    ],
+)
+def test_e2_memory_is_shown_as_far_as_it_is_known(
+    site: Site, layout: Layout, tmp_path: Path, memory: dict[str, int | None], line: str
+) -> None:
+    assert f"memory      {line}\n" in show(site, layout, snapshot(tmp_path, memory=memory)).text
+
+
 def test_a_pod_that_is_not_ready_is_a_partial_result_with_its_reasons(
     site: Site, layout: Layout, tmp_path: Path
 ) -> None:

@@ -28,12 +28,12 @@ def test_a_workspace_has_one_name_whatever_it_is_called(tmp_path: Path) -> None:
 
 
 def test_the_engine_is_given_the_hosts_network_and_time_to_stop(tmp_path: Path) -> None:
-    found = run_options(Layout(tmp_path / 'a,b:"c'), settings(tmp_path, stop_seconds="7"))
+    found = run_options(Layout(tmp_path / 'a,b:"c'), settings(tmp_path, stop_seconds="7", drain_seconds="5"))
     pairs = dict(zip(found[::2], found[1::2], strict=True))
     assert pairs["--mount"] == f'type=bind,"source={tmp_path}/a,b:""c",destination=/workspace'
     assert (pairs["--network"], pairs["--pull"], pairs["--restart"]) == ("host", "never", "no")
-    assert pairs["--stop-timeout"] == "24"
-    assert "io.comfypod.stop-seconds=24" in found
+    assert pairs["--stop-timeout"] == "29"
+    assert "io.comfypod.stop-seconds=29" in found
 
 
 def test_addresses_are_decided_here_and_everything_else_is_handed_on(tmp_path: Path) -> None:

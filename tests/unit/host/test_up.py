@@ -129,6 +129,15 @@ def test_a_ready_pod_is_shown_with_its_addresses_its_login_and_its_problems(
     assert "JupyterLab: http://j\n" in result.text
 
 
+def test_e7_a_pod_whose_comfyui_answers_has_started_even_when_it_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, ready=False, phase="degraded", reasons=["queue 12 of 10"], problems=[])
+    result = follow(_Pod(), tmp_path)
+    assert (result.status, result.exit_code) == ("partial", 0)
+    assert "NOT READY queue 12 of 10" in result.text
+
+
 def test_a_pod_that_is_late_goes_on_and_one_that_ended_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

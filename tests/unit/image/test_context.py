@@ -14,6 +14,7 @@ from comfypod.image.recipe import make_recipe
 from comfypod.lock.schema import Lock
 from comfypod.manifest.profiles import Profile, load_profiles
 from tests.kit import locks
+from tests.kit.pods import ROOT
 from tests.kit.repos import write_tree
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def test_e11_labels_say_what_the_profile_says(lock: Lock, profile: Profile) -> N
     assert (f"{PREFIX}.driver" in found) == profile.needs_gpu
     if profile.needs_gpu:
         assert found[f"{PREFIX}.driver"] == str(profile.driver)
+        template = json.loads((ROOT / "deploy" / "runpod" / f"{profile.name}.json").read_text())
+        assert tuple(template["allowedCudaVersions"]) == profile.hosts
+        assert found[f"{PREFIX}.cuda"] in template["allowedCudaVersions"]
         assert found[f"{PREFIX}.capabilities"].split() == list(profile.capabilities)
 
 

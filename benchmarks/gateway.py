@@ -1,0 +1,261 @@
+"""The gateway beside ComfyUI itself: `uv run python benchmarks/gateway.py [--requests N] [--runs N] [--mib N]`.
+
+Starts the real ComfyUI with `comfypod up`, then asks it directly and through the gateway (with a token), in turn: small
+requests on one kept connection, one large download (`/view`) and one large upload (`/upload/image`), and how long
+a message takes to reach 200 WebSocket clients. With a `caddy` on the PATH, Caddy with `forward_auth` is asked as well.
+Prints medians and ratios; with `--json` the same as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import http.client
+import json
+import os
+import selectors
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfypod import control
+from comfypod.workspace.layout import Layout
+
+PORTS = {"--port": "18188", "--jupyter-port": "18888", "--control-port": "18189"}
+CONTROL = f"http://127.0.0.1:{PORTS['--control-port']}"
+CADDY = 18190
+CLIENTS = 200
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ComfyUI: its port and what a client must send."""
+
+    name: str
+    port: int
+    headers: dict[str, str]
+
+
+@contextmanager
+def pod(workspace: Path) -> Iterator[list[Way]]:
+    """Run a pod; return the ways to its ComfyUI."""
+    arguments = [word for pair in PORTS.items() for word in pair]
+    command = [sys.executable, "-m", "comfypod"]
+    up = [*command, "up", "--engine", "host", "--profile", "cpu", "--detach", "--no-jupyter", "--listen", "0.0.0.0"]
+    given = ["--workspace", str(workspace), *arguments, "--", "--max-upload-size", "4000"]
+    subprocess.run([*up, *given], check=True, stdout=sys.stderr)
+    try:
+        token = Layout(workspace).token.read_text().strip()
+        auth = {"Authorization": f"Bearer {token}"}
+        yield [Way("direct", _own_port(), {}), Way("gateway", int(PORTS["--port"]), auth)]
+    finally:
+        subprocess.run([*command, "down", "--workspace", str(workspace)], check=True, stdout=sys.stderr)
+
+
+def _own_port() -> int:
+    status = control.status(CONTROL) or {}
+    pid = next(row["pid"] for row in status["services"] if row["name"] == "comfyui")
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return int(words[words.index("--port") + 1])
+
+
+@contextmanager
+def caddy(folder: Path, direct: Way) -> Iterator[list[Way]]:
+    """Run Caddy in front of ComfyUI, asking boot's control plane about every request; nothing where it is missing."""
+    if shutil.which("caddy") is None:
+        yield []
+        return
+    config = folder / "Caddyfile"
+    config.write_text(
+        "{\n admin off\n auto_https off\n}\n"
+        f":{CADDY} {{\n forward_auth {CONTROL.removeprefix('http://')} {{\n  uri /livez\n }}\n"
+        f" reverse_proxy 127.0.0.1:{direct.port}\n}}\n"
+    )
+    process = subprocess.Popen(
+        ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", CADDY), 1):
+                break
+            time.sleep(0.05)
+        yield [Way("caddy", CADDY, {"Host": "127.0.0.1"})]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def latencies(ways: list[Way], count: int) -> dict[str, list[float]]:
+    """Return milliseconds per small request, asked in turn on one connection a way."""
+    lines = {way.name: http.client.HTTPConnection("127.0.0.1", way.port, timeout=30) for way in ways}
+    found: dict[str, list[float]] = {way.name: [] for way in ways}
+    for number in range(count + 50):
+        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            began = time.perf_counter()
+            lines[way.name].request("GET", "/prompt", headers=way.headers)
+            lines[way.name].getresponse().read()
+            if number >= 50:
+                found[way.name].append((time.perf_counter() - began) * 1000)
+    return found
+
+
+def in_turn(ways: list[Way], runs: int, work: Callable[[Way], None], size: int) -> dict[str, list[float]]:
+    """Return MiB a second of a transfer, done in turn."""
+    found: dict[str, list[float]] = {way.name: [] for way in ways}
+    for number in range(runs):
+        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            began = time.perf_counter()
+            work(way)
+            found[way.name].append(size / (time.perf_counter() - began) / (1 << 20))
+    return found
+
+
+def download(way: Way, size: int) -> None:
+    """Fetch the large file and throw it away."""
+    line = http.client.HTTPConnection("127.0.0.1", way.port, timeout=300)
+    line.request("GET", "/view?filename=large.bin", headers=way.headers)
+    answer, buffer, left = line.getresponse(), bytearray(CHUNK), size
+    while read := answer.readinto(buffer):
+        left -= read
+    if answer.status != 200 or left:
+        raise SystemExit(f"{way.name}: {answer.status}, {left} bytes are missing")
+    line.close()
+
+
+def upload(way: Way, size: int) -> None:
+    """Send a large file."""
+    edge = "comfypod-benchmark"
+    disposition = 'Content-Disposition: form-data; name="image"; filename="up.bin"'
+    head = f"--{edge}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
+    tail = f'\r\n--{edge}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{edge}--\r\n'.encode()
+
+    def parts() -> Iterator[bytes]:
+        yield head
+        for _ in range(size // CHUNK):
+            yield bytes(CHUNK)
+        yield tail
+
+    line = http.client.HTTPConnection("127.0.0.1", way.port, timeout=300)
+    sizes = {"Content-Length": str(len(head) + size + len(tail))}
+    line.request("POST", "/upload/image", parts(), {
+        **way.headers, **sizes, "Content-Type": f"multipart/form-data; boundary={edge}",
+    })  # fmt: skip
+    answer = line.getresponse()
+    if answer.status != 200:
+        raise SystemExit(f"{way.name}: {answer.status} {answer.read()[:200]!r}")
+    line.close()
+
+
+def broadcast(way: Way, rounds: int) -> list[float]:
+    """Return the milliseconds from a request that changes the queue until every client has heard of it."""
+    with ExitStack() as stack:
+        lines = [stack.enter_context(_websocket(way, number)) for number in range(CLIENTS)]
+        watch = selectors.DefaultSelector()
+        for line in lines:
+            watch.register(line, selectors.EVENT_READ)
+        _heard(watch, 2.0, set())
+        return [_round(way, watch, lines) for _ in range(rounds)]
+
+
+def _round(way: Way, watch: selectors.BaseSelector, lines: list[socket.socket]) -> float:
+    _heard(watch, 0.2, set())
+    began = time.perf_counter()
+    ask = http.client.HTTPConnection("127.0.0.1", way.port, timeout=30)
+    body = json.dumps({"prompt": _PROMPT}).encode()
+    ask.request("POST", "/prompt", body, {**way.headers, "Content-Type": "application/json"})
+    ask.getresponse().read()
+    if not _heard(watch, 10.0, set(lines)):
+        return float("inf")
+    return (time.perf_counter() - began) * 1000
+
+
+_PROMPT = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+
+
+def _heard(watch: selectors.BaseSelector, seconds: float, wanted: set[Any]) -> bool:
+    """Read what comes, until all of `wanted` have got something (say whether), or where none is for some time."""
+    deadline, endless = time.perf_counter() + seconds, not wanted
+    while (wanted or endless) and time.perf_counter() < deadline:
+        for key, _ in watch.select(0.05):
+            line = key.fileobj
+            assert isinstance(line, socket.socket)
+            line.recv(1 << 16)
+            wanted.discard(line)
+    return not wanted
+
+
+def _websocket(way: Way, number: int) -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", way.port), 30)
+    key = base64.b64encode(os.urandom(16)).decode()
+    headers = {"Host": f"127.0.0.1:{way.port}", **way.headers, "Connection": "Upgrade", "Upgrade": "websocket"}
+    headers |= {"Sec-WebSocket-Key": key, "Sec-WebSocket-Version": "13"}
+    head = f"GET /ws?clientId=bench{number} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    line.sendall(f"{head}\r\n".encode())
+    if not line.recv(1 << 12).startswith(b"HTTP/1.1 101"):
+        raise SystemExit(f"{way.name}: no WebSocket")
+    return line
+
+
+def report(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Summarise: the median of each way, and what the others are to the direct one."""
+    medians = {what: {way: statistics.median(rows) for way, rows in ways.items()} for what, ways in figures.items()}
+    return {
+        "machine": f"{os.cpu_count()} cores",
+        "medians": {what: {way: round(each, 3) for way, each in ways.items()} for what, ways in medians.items()},
+        "ratios": {
+            what: {way: round(each / ways["direct"], 3) for way, each in ways.items() if way != "direct"}
+            for what, ways in medians.items()
+        },
+    }
+
+
+def show(found: dict[str, Any]) -> str:
+    """Render as a table in Markdown."""
+    ways = list(dict.fromkeys(way for row in found["medians"].values() for way in row))
+    lines = [found["machine"], "", f"| median | {' | '.join(ways)} |", f"| --- |{' --- |' * len(ways)}"]
+    for what, row in found["medians"].items():
+        cells = [f"{row[way]:.2f} ({found['ratios'][what].get(way, 1):.2f})" if way in row else "" for way in ways]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=1000, help="small requests by each way")
+    parser.add_argument("--runs", type=int, default=5, help="large transfers by each way")
+    parser.add_argument("--mib", type=int, default=1024, help="size of a large transfer")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    size = options.mib << 20
+    with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder, ExitStack() as stack:
+        ways = stack.enter_context(pod(Path(folder) / "workspace"))
+        ways += stack.enter_context(caddy(Path(folder), ways[0]))
+        with (Layout(Path(folder) / "workspace").comfyui / "output" / "large.bin").open("wb") as large:
+            large.truncate(size)
+        figures = {
+            "small request, ms": latencies(ways, options.requests),
+            "download, MiB/s": in_turn(ways, options.runs, lambda way: download(way, size), size),
+            "upload, MiB/s": in_turn(ways, options.runs, lambda way: upload(way, size), size),
+            f"message to {CLIENTS} WebSockets, ms": {way.name: broadcast(way, 20) for way in ways},
+        }
+    print(json.dumps(report(figures), indent=1) if options.json else show(report(figures)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""An upgrade on trial: kept when its ComfyUI was ready once, taken back when it does not start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from comfypod.errors import BusyError, Problem
+from comfypod.files import storage_error
+from comfypod.workspace.core import go_back
+
+if TYPE_CHECKING:
+    from comfypod.boot.context import Context
+    from comfypod.workspace.core import Core
+
+
+def on_trial(context: Context) -> bool:
+    """Whether the core that runs has never been ready."""
+    return context.core is not None and context.core.trial
+
+
+def passed(context: Context) -> None:
+    """Note in this pod that its core is on trial no more."""
+    assert context.core is not None  # noqa: S101 - the workspace stage has run
+    context.core = replace(context.core, trial=False)
+
+
+def take_back(context: Context, reason: str) -> tuple[Problem, ...]:
+    """Put the core before in the place of one that does not start; return what is to be said about it.
+
+    Raises:
+        BusyError: another pod uses it as well.
+        StorageError: the disk refused.
+    """
+    core = _back(context, reason)
+    told = f"ComfyUI {context.pod.comfyui_version} did not start: {reason}; {core.version} is back"
+    hint = "see what it said with `comfypod logs comfyui`; `comfypod workspace upgrade` tries it again"
+    context.core = core
+    context.health.workspace |= {"release": core.release, "version": core.version, "persist": "move"}
+    return (Problem("rolled-back", told, hint), *core.problems)
+
+
+def _back(context: Context, reason: str) -> Core:
+    lease, comfyui = context.lease, context.layout.comfyui
+    try:
+        lease.prepare()
+        try:
+            if others := lease.others():
+                told = f"the pod on {others[0].host} uses {comfyui} as well, so it is not taken back"
+                raise BusyError(told, "stop that pod, then start this one again")
+            return go_back(context.layout, context.pod.release, context.pod.environment_key, reason)
+        finally:
+            lease.run()
+    except OSError as error:
+        raise storage_error(error, f"cannot go back in {comfyui}") from error

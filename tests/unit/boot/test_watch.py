@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from comfypod.boot.watch import disk_check, gpu_check, queue_check
+from comfypod.gpu import Gpu, Survey
+
+
+@pytest.mark.parametrize(
+    ("prompts", "limit", "well", "text"),
+    [(12, 0, True, "queue 12"), (10, 10, True, "queue 10 of 10"), (12, 10, False, "queue 12 of 10")],
+)
+def test_e7_a_queue_is_judged_by_its_limit(prompts: int, limit: int, well: bool, text: str) -> None:
+    check = queue_check(prompts, limit)
+    assert (check.well, check.text) == (well, text)
+
+
+@pytest.mark.parametrize(
+    ("free", "floor", "text"),
+    [
+        (10_000_000, 10_000_000, "disk has 10.0 MB free"),
+        (9_000_000, 10_000_000, "disk has 9.0 MB free of at least 10.0 MB"),
+        (0, 0, "disk has 0 B free"),
+        (None, 0, "the workspace's disk fails: it does not answer"),
+        ("Stale file handle", 0, "the workspace's disk fails: Stale file handle"),
+    ],
+)
+def test_a_disk_is_judged_by_its_floor(free: int | str | None, floor: int, text: str) -> None:
+    check = disk_check(free, floor)
+    assert check.text == text
+    assert check.well is (isinstance(free, int) and free >= floor)
+
+
+_GPU = Gpu("NVIDIA Test", 1, "8.9")
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "text"),
+    [
+        (Survey("570.1", (_GPU, _GPU)), 2, "GPU answers"),
+        (Survey("570.1", (_GPU,)), 2, "the GPU is gone: 1 of 2 are left"),
+        (Survey("570.1", (), "the GPU has fallen off the bus"), 1, "the GPU is gone: the GPU has fallen off the bus"),
+        (None, 1, "the GPU is gone: the NVIDIA driver does not answer"),
+    ],
+)
+def test_e8_fewer_gpus_than_at_boot_or_none_that_answer_are_lost(found: Survey | None, before: int, text: str) -> None:
+    check = gpu_check(found, before)
+    assert (check.well, check.text) == (text == "GPU answers", text)
