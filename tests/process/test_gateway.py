@@ -527,7 +527,7 @@ def test_with_a_certificate_the_gateway_speaks_tls_and_its_key_is_not_left_open(
         assert headers["set-cookie"].endswith("; Secure")
         os.kill(gateway_of(pod), signal.SIGKILL)
         for row in pod.wait_for("ready")["services"]:
-            open_files = [os.readlink(each) for each in Path("/proc", str(row["pid"]), "fd").iterdir()]
+            open_files = [str(each.readlink()) for each in Path("/proc", str(row["pid"]), "fd").iterdir()]
             assert [name for name in open_files if "memfd:tls" in name] == []
         assert hashlib.sha256(ask(f"/file?size={size}", **token)[2]).hexdigest() == _digest(size)
         assert Visitor(site.port).raw(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")[:4] != b"HTTP"
