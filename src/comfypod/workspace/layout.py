@@ -88,6 +88,31 @@ class Layout:
         return self.records / "extra_model_paths.yaml"
 
     @property
+    def envs(self) -> Path:
+        """Layers of packages over the image's environment: a folder per key."""
+        return self.records / "envs"
+
+    @property
+    def requests(self) -> Path:
+        """Which packages were asked for, and by whom; layers are made again from it."""
+        return self.records / "requests.json"
+
+    @property
+    def cache(self) -> Path:
+        """What installers have fetched, kept for a start without a network: `pip`, `uv`, `git`."""
+        return self.records / "cache"
+
+    @property
+    def nodes(self) -> Path:
+        """What is known of custom nodes: where they came from, which were set aside and why."""
+        return self.records / "nodes.json"
+
+    @property
+    def set_aside(self) -> Path:
+        """What was taken out of ComfyUI's sight and can be put back: a folder per thing. Never deleted."""
+        return self.records / "set-aside"
+
+    @property
     def queue(self) -> Path:
         """Prompts that ComfyUI had not finished when the pod was stopped, mode 0600."""
         return self.records / "queue.json"

@@ -1,0 +1,75 @@
+"""Installed distributions, read from the names in a site-packages folder (PEP 376, PEP 503, PEP 627)."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_INFO = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_]*)\.dist-info")
+_RUNS = re.compile(r"[-_.]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Dist:
+    """One distribution of a site-packages folder: canonical name, version, name of its `.dist-info` folder."""
+
+    name: str
+    version: str
+    info: str
+
+    def __str__(self) -> str:
+        """Write it as a requirement of exactly this version."""
+        return f"{self.name}=={self.version}"
+
+
+def canonical(name: str) -> str:
+    """Return a distribution's name as PEP 503 compares it."""
+    return _RUNS.sub("-", name).lower()
+
+
+def parse_info(entry: str) -> Dist | None:
+    """Return what the name of a `.dist-info` folder says, None when it is another one."""
+    found = _INFO.fullmatch(entry)
+    return Dist(canonical(found["name"]), found["version"], entry) if found else None
+
+
+def scan(site: Path) -> dict[str, Dist]:
+    """Return the distributions of a folder by canonical name: one listing, no file is read.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    found = (parse_info(entry) for entry in sorted(os.listdir(site)))
+    return {dist.name: dist for dist in found if dist is not None}
+
+
+def files_of(site: Path, dist: Dist) -> Iterator[str]:
+    """Yield the paths that a distribution has written, relative to its site-packages folder, as `RECORD` has them.
+
+    Raises:
+        OSError: `RECORD` cannot be read.
+    """
+    with (site / dist.info / "RECORD").open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        for row in csv.reader(lines):
+            if row:
+                yield row[0]
+
+
+def installer(site: Path, dist: Dist) -> str:
+    """Return what has installed a distribution: `pip`, `uv`, `comfypod` for a stub; empty when nothing says so."""
+    try:
+        return (site / dist.info / "INSTALLER").read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def is_requested(site: Path, dist: Dist) -> bool:
+    """Whether somebody asked for a distribution by name, and did not get it as what another one needs (PEP 376)."""
+    return (site / dist.info / "REQUESTED").exists()

@@ -1,0 +1,166 @@
+"""A virtual environment on the volume that lies over the image's, so that only what the user adds is on the volume.
+
+The image's packages are found through a path file. For pip and uv alike, each has a stub in the layer: a `.dist-info`
+folder with a copy of its `METADATA` and a `RECORD` of just that folder. To upgrade such a package puts the new one
+before the image's, and to remove it uncovers the image's again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfypod.environment import dists, protect
+from comfypod.errors import InstallError
+from comfypod.files import make_folder, read_small, remove_tree, write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from comfypod.environment.dists import Dist
+    from comfypod.podfile import PodFile
+    from comfypod.workspace.layout import Layout
+
+SCHEMA = 1
+STUB = "comfypod"
+_PATH_FILE = "_comfypod_image.pth"
+_WRITERS = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The layer of one key, complete or not. `image` is the virtual environment that it lies over."""
+
+    root: Path
+    key: str
+    image: Path
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that ComfyUI and installers are started with."""
+        return self.root / "bin" / "python"
+
+    @cached_property
+    def image_site(self) -> Path:
+        """The image's site-packages.
+
+        Raises:
+            InstallError: there is none.
+        """
+        found = sorted(self.image.glob("lib/python3.*/site-packages"))
+        if not found:
+            raise InstallError(f"{self.image} is no virtual environment", "pull the image again, or run `comfypod up`")
+        return found[0]
+
+    @property
+    def site(self) -> Path:
+        """The layer's own site-packages."""
+        return self.root / "lib" / self.image_site.parent.name / "site-packages"
+
+    @property
+    def constraints(self) -> Path:
+        """What holds for every installer, as a constraints file."""
+        return self.root / "constraints.txt"
+
+    @property
+    def marker(self) -> Path:
+        """Says that the layer is complete, and what it was made from."""
+        return self.root / "layer.json"
+
+    @cached_property
+    def image_dists(self) -> dict[str, Dist]:
+        """The image's distributions by name."""
+        return dists.scan(self.image_site)
+
+    def environ(self, cache: Path) -> dict[str, str]:
+        """Return what an installer must see, whoever starts it: constraints, and caches on the volume."""
+        bounds = str(self.constraints)
+        return {
+            "PIP_CONSTRAINT": bounds, "UV_CONSTRAINT": bounds, "VIRTUAL_ENV": str(self.root),
+            "PIP_CACHE_DIR": str(cache / "pip"), "UV_CACHE_DIR": str(cache / "uv"),
+        }  # fmt: skip
+
+
+def layer_of(pod: PodFile, layout: Layout) -> Layer:
+    """Return the layer that belongs to an image's environment; nothing is looked at."""
+    digits = pod.environment_key.removeprefix("sha256:")[:12]
+    key = f"torch{pod.torch or 'none'}-{platform.machine()}-{digits}"
+    return Layer(layout.envs / key, key, Path(pod.python).parent.parent)
+
+
+def read_marker(layer: Layer) -> dict[str, Any] | None:
+    """Return what `create` has written, None where the layer is not complete, or of another schema."""
+    try:
+        body = json.loads(read_small(layer.marker))
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) and body.get("schema") == SCHEMA else None
+
+
+def create(layer: Layer) -> None:
+    """Make a layer with nothing in it but the image's packages; what is left of an earlier try is removed.
+
+    Raises:
+        InstallError: the image has no environment.
+        OSError: the disk failed.
+    """
+    if layer.root.exists():
+        remove_tree(layer.root)
+    layer.site.mkdir(parents=True)
+    make_folder(layer.root / "bin")
+    _interpreter(layer)
+    (layer.root / "lib64").symlink_to("lib")
+    (layer.site / _PATH_FILE).write_text(f"import site; site.addsitedir({str(layer.image_site)!r})\n", "utf-8")
+    write_bounds(layer)
+    copies = [*layer.image_dists.values(), *protect.aliases(layer.image_dists).values()]
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        list(writers.map(lambda dist: put_stub(layer, dist), copies))
+    complete(layer, {})
+
+
+def complete(layer: Layer, facts: Mapping[str, Any]) -> None:
+    """Say that a layer is complete, with what else is to be remembered of it."""
+    body = {"schema": SCHEMA, "key": layer.key, "root": str(layer.root), "image": str(layer.image), **facts}
+    write_atomic(layer.marker, (json.dumps(body, indent=1) + "\n").encode())
+
+
+def write_bounds(layer: Layer) -> None:
+    """Write the constraints, also where a pip finds them that was started with no environment of ours."""
+    layer.constraints.write_text("".join(f"{line}\n" for line in protect.constraints(layer.image_dists)), "utf-8")
+    (layer.root / "pip.conf").write_text(f"[global]\nconstraint = {layer.constraints}\n", "utf-8")
+
+
+def _interpreter(layer: Layer) -> None:
+    config = layer.image / "pyvenv.cfg"
+    home = next(
+        (line.partition("=")[2].strip() for line in config.read_text("utf-8").splitlines() if line.startswith("home")),
+        "",
+    )
+    version = layer.image_site.parent.name.removeprefix("python")
+    program = Path(home) / f"python{version}"
+    if not home or not os.access(program, os.X_OK):
+        raise InstallError(f"{config} names no Python {version}", "pull the image again, or run `comfypod up`")
+    text = f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n"
+    (layer.root / "pyvenv.cfg").write_text(text, "utf-8")
+    for name in ("python", "python3", f"python{version}"):
+        (layer.root / "bin" / name).symlink_to(program)
+
+
+def put_stub(layer: Layer, dist: Dist) -> None:
+    """Let pip and uv see a distribution of the image (or one that it stands for) as installed in the layer."""
+    folder, source = layer.site / dist.info, layer.image_site / dist.info / "METADATA"
+    try:
+        metadata = source.read_bytes()
+    except FileNotFoundError:
+        metadata = f"Metadata-Version: 2.1\nName: {dist.name}\nVersion: {dist.version}\n".encode()
+    folder.mkdir()
+    (folder / "METADATA").write_bytes(metadata)
+    (folder / "INSTALLER").write_text(f"{STUB}\n", "ascii")
+    names = ("METADATA", "INSTALLER", "RECORD")
+    (folder / "RECORD").write_text("".join(f"{dist.info}/{name},,\n" for name in names), "utf-8")

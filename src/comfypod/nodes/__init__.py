@@ -1,0 +1,1 @@
+"""Custom nodes: declared, fetched, installed and checked, each as a transaction."""
