@@ -118,6 +118,10 @@ def _number(text: str) -> str:
     raise ValueError("a number from 0 to 4294967294 is expected")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.replace(",", " ").split()))
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if 0 <= seconds <= 3600:
@@ -299,6 +303,13 @@ TABLE: tuple[Setting, ...] = (
         _bytes,
         "the pod is not ready while the workspace's disk has fewer bytes free than this (suffix K, M or G)",
     ),
+    Setting(
+        "require",
+        ("COMFYPOD_REQUIRE",),
+        "",
+        _names,
+        "custom nodes and models, by name, without which the pod is not ready",
+    ),
     Setting("puid", ("PUID",), "", _number, "user id that services run as, in an image that is started as root"),
     Setting("pgid", ("PGID",), "", _number, "group id that services run as; without one, that of `puid`"),
 )
@@ -338,6 +349,7 @@ class Settings:
     gpu_seconds: float
     queue_limit: int
     disk_floor: int
+    require: tuple[str, ...]
     puid: str
     pgid: str
     origins: Mapping[str, Origin]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from comfypod import proc
-from comfypod.podfile import GpuNeed
+from comfypod.podfile import GpuNeed, LockedModel
 from tests.kit import driver
 from tests.kit.pods import Running, Site, booted
 from tests.kit.standin import Orders
@@ -260,3 +260,19 @@ def test_e7_verbose_probes_say_each_reason_on_a_line(tmp_path: Path) -> None:
         assert pod.probe("/livez?verbose") == (200, "live\n[+]boot runs")
         assert pod.probe("/startupz?verbose")[1].startswith("started\n")
         assert "canary" not in text
+
+
+def test_e7_a_pod_without_what_it_requires_is_not_ready_until_it_is_there(tmp_path: Path) -> None:
+    wanted = LockedModel("upscaler", "upscale_models", "small.bin", "0" * 64, 10)
+    site = Site(tmp_path, settings={"require": "pack, upscaler"}, facts={"models": (wanted,)})
+    (site.layout.comfyui / "custom_nodes" / "pack").mkdir(parents=True)
+    with booted(site) as pod:
+        assert pod.wait_for("degraded")["reasons"] == ["required: upscaler is missing"]
+        assert pod.probe("/readyz") == (503, "degraded")
+        model = site.layout.comfyui / "models" / "upscale_models" / "small.bin"
+        model.parent.mkdir(parents=True, exist_ok=True)
+        model.write_bytes(bytes(9))
+        until(pod, lambda status: status["reasons"] == ["required: upscaler is incomplete"])
+        model.write_bytes(bytes(10))
+        pod.wait_for("ready")
+        assert "[+]required: 2 are there" in pod.probe("/readyz?verbose")[1].splitlines()

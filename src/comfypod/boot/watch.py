@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from comfypod.boot.contents import check_models
 from comfypod.boot.errand import Errand
-from comfypod.boot.health import Check
+from comfypod.boot.health import Check, StageView
 from comfypod.boot.process import State
 from comfypod.boot.prompts import Observer
-from comfypod.errors import HostError
+from comfypod.errors import HostError, StorageError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from comfypod.boot.context import Context
     from comfypod.gpu import Survey
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 _CHECK_SECONDS = 2.0
 _PROBE_SECONDS = 5.0
 _GPU_MISSES = 3
+# States of nodes and models that can be used.
+_THERE = frozenset({"present", "baked"})
 
 
 def queue_check(prompts: int, limit: int) -> Check:
@@ -36,6 +40,13 @@ def disk_check(free: int | str | None, floor: int) -> Check:
     if free < floor:
         return Check(well=False, text=f"disk has {human_bytes(free)} free of at least {human_bytes(floor)}")
     return Check(well=True, text=f"disk has {human_bytes(free)} free")
+
+
+def required_check(wanted: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Check:
+    """Compare the nodes and models that must be there with the rows of `/status`."""
+    states = {str(row["name"]): str(row["state"]) for row in rows}
+    lacking = [f"{name} is {states.get(name, 'missing')}" for name in wanted if states.get(name) not in _THERE]
+    return Check(well=not lacking, text=f"required: {', '.join(lacking) or f'{len(wanted)} are there'}")
 
 
 def gpu_check(found: Survey | None, before: int) -> Check:
@@ -63,6 +74,8 @@ class Watch:
     async def run(self, stop: asyncio.Event) -> None:
         """Look until `stop` is set; what is under way then is dropped."""
         work = [self._every(_CHECK_SECONDS, self._look_at_disk), self._every(_CHECK_SECONDS, self._look_at_queue)]
+        if self._settings.require:
+            work.append(self._every(_CHECK_SECONDS, self._look_at_required))
         if self._context.gpus and self._settings.gpu_seconds:
             work.append(self._every(self._settings.gpu_seconds, self._look_at_gpu))
         tasks = [asyncio.ensure_future(each) for each in (*work, _wait(stop))]
@@ -101,6 +114,14 @@ class Watch:
         if (prompts := await self._observer.look()) is not None:
             comfyui[0].prompts = prompts
             self._note("queue", queue_check(prompts, self._settings.queue_limit))
+
+    async def _look_at_required(self) -> None:
+        """Look again at models that were missing: they may come while the pod runs."""
+        health = self._context.health
+        if not self._checks.get("required", Check(well=True, text="")).well:
+            with contextlib.suppress(StorageError):
+                await asyncio.to_thread(check_models, self._context, StageView("models"))
+        self._note("required", required_check(self._settings.require, [*health.nodes, *health.models]))
 
     async def _look_at_gpu(self) -> None:
         try:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfypod.boot.watch import disk_check, gpu_check, queue_check
+from comfypod.boot.watch import disk_check, gpu_check, queue_check, required_check
 from comfypod.gpu import Gpu, Survey
 
 
@@ -46,3 +46,14 @@ _GPU = Gpu("NVIDIA Test", 1, "8.9")
 def test_e8_fewer_gpus_than_at_boot_or_none_that_answer_are_lost(found: Survey | None, before: int, text: str) -> None:
     check = gpu_check(found, before)
     assert (check.well, check.text) == (text == "GPU answers", text)
+
+
+def test_what_is_required_must_be_there_by_name() -> None:
+    rows: list[dict[str, object]] = [
+        {"name": "pack", "state": "baked"},
+        {"name": "mine", "state": "disabled"},
+        {"name": "vae", "state": "incomplete"},
+    ]
+    assert required_check(["pack"], rows).well
+    found = required_check(["pack", "mine", "vae", "lora"], rows)
+    assert (found.well, found.text) == (False, "required: mine is disabled, vae is incomplete, lora is missing")
