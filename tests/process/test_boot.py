@@ -17,6 +17,7 @@ from comfypod import control, proc
 from comfypod.workspace import run
 from tests.kit import standin
 from tests.kit.disks import tmpfs
+from tests.kit.door import Visitor
 from tests.kit.pods import Site, booted, comfypod
 from tests.kit.standin import Orders
 
@@ -391,6 +392,21 @@ def test_an_upgrade_whose_comfyui_does_not_start_is_taken_back_and_said(tmp_path
         assert (status["comfyui"]["version"], len(site.starts())) == ("1", 6)
         assert "did not start" not in pod.output_so_far()
         assert pod.stop() == 0
+
+
+def test_the_pods_page_goes_back_to_the_release_before_once_and_later_boots_stay_there(tmp_path: Path) -> None:
+    site = _upgraded(tmp_path, Orders())
+    with booted(site) as pod:
+        assert pod.wait_for("ready")["workspace"]["kept"].startswith("1-")
+        owner = Visitor(site.port, site.layout.token.read_text().strip())
+        assert "ComfyUI 1 starts" in owner.ask("/_pod/do/roll-back", "POST", b"{}").json["message"]
+        status = pod.wait_for("ready")
+        assert (status["comfyui"]["version"], status["workspace"]["kept"]) == ("1", "")
+        refused = owner.ask("/_pod/do/roll-back", "POST", b"{}")
+        assert (refused.status, refused.json["ok"]) == (409, False)
+        assert pod.stop() == 0
+    with booted(site) as pod:
+        assert pod.wait_for("ready")["comfyui"]["version"] == "1"
 
 
 def test_an_upgrade_that_was_ready_is_no_trial_any_more(tmp_path: Path) -> None:

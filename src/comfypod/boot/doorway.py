@@ -47,6 +47,13 @@ class Actions(Protocol):
             ComfypodError: it cannot be done now.
         """
 
+    async def roll_back(self) -> str:
+        """Go back to the release that the volume keeps; say what was done.
+
+        Raises:
+            ComfypodError: it cannot be done now.
+        """
+
     async def new_token(self) -> str:
         """Replace the token and return it.
 
@@ -212,6 +219,8 @@ class Doorway:
                 case "restart" | "safe-mode":
                     said = await self._actions.restart_comfyui(toggle_safe_mode=action == "safe-mode")
                     return {"ok": True, "message": said}
+                case "roll-back":
+                    return {"ok": True, "message": await self._actions.roll_back()}
                 case "node-on" | "node-off":
                     on, name = action == "node-on", str(given.get("node", ""))
                     said = await asyncio.to_thread(switch_node, self._context, name, on=on)

@@ -388,6 +388,24 @@ class Supervisor:
                 return "ComfyUI starts again" + (" without custom nodes" if safe_mode else "")
         raise NotRunningError("ComfyUI does not run now", "wait until it does, or start the pod again")
 
+    async def roll_back(self) -> str:
+        """Put the release that is kept in the place of the one that runs, and start its ComfyUI."""
+        context, kept = self._context, trial.take_way_back(self._context)
+        for service in self.health.critical():
+            await service.stop()
+            self.health.services.remove(service)
+        try:
+            core = await asyncio.to_thread(trial.step_back, context, "the pod's page asked for it")
+        except ComfypodError:
+            self.health.workspace["kept"] = kept
+            raise
+        finally:
+            if not self._stop.is_set():
+                self._start_comfyui()
+        for problem in core.problems:
+            self._report(problem)
+        return f"ComfyUI {core.version} starts; `comfypod workspace upgrade` brings {context.pod.comfyui_version} again"
+
     async def new_token(self) -> str:
         """Replace the token; sessions of the old one are over."""
         if self._settings.token:

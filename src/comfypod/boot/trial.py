@@ -1,11 +1,11 @@
-"""An upgrade on trial: kept when its ComfyUI was ready once, taken back when it does not start."""
+"""An upgrade on trial: kept when its ComfyUI was ready once, taken back when it does not start or on request."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from comfypod.errors import BusyError, Problem
+from comfypod.errors import BusyError, Problem, StorageError
 from comfypod.files import storage_error
 from comfypod.workspace.core import go_back
 
@@ -32,12 +32,36 @@ def take_back(context: Context, reason: str) -> tuple[Problem, ...]:
         BusyError: another pod uses it as well.
         StorageError: the disk refused.
     """
-    core = _back(context, reason)
-    told = f"ComfyUI {context.pod.comfyui_version} did not start: {reason}; {core.version} is back"
+    found = step_back(context, reason)
+    told = f"ComfyUI {context.pod.comfyui_version} did not start: {reason}; {found.version} is back"
     hint = "see what it said with `comfypod logs comfyui`; `comfypod workspace upgrade` tries it again"
-    context.core = core
-    context.health.workspace |= {"release": core.release, "version": core.version, "persist": "move"}
-    return (Problem("rolled-back", told, hint), *core.problems)
+    return (Problem("rolled-back", told, hint), *found.problems)
+
+
+def take_way_back(context: Context) -> str:
+    """Return the release to go back to; whoever asks next finds none, so that nobody goes back twice.
+
+    Raises:
+        StorageError: there is none.
+    """
+    kept = str(context.health.workspace.get("kept", ""))
+    if not kept:
+        raise StorageError("there is no release to go back to", "`comfypod workspace status` shows what is kept")
+    context.health.workspace["kept"] = ""
+    return kept
+
+
+def step_back(context: Context, reason: str) -> Core:
+    """Put the core before in the place of the one that is there, while no ComfyUI runs; this pod's next start has it.
+
+    Raises:
+        BusyError: another pod uses it as well.
+        StorageError: the disk refused.
+    """
+    found = _back(context, reason)
+    context.core = found
+    context.health.workspace |= {"release": found.release, "version": found.version, "persist": "move", "kept": ""}
+    return found
 
 
 def _back(context: Context, reason: str) -> Core:

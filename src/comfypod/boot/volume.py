@@ -188,10 +188,17 @@ def _facts(context: Context, core: Core) -> dict[str, Any]:
         "persist": "move" if core.core == core.base else "link",
         "release": core.release,
         "version": core.version,
+        "kept": _way_back(context),
         "schema": state.SCHEMA,
         "free_bytes": left.bytes,
         "free_inodes": left.inodes,
     }
+
+
+def _way_back(context: Context) -> str:
+    """Return the release that this pod could go back to, empty where there is none."""
+    found = state.read(context.layout.state)
+    return found.previous if found is not None and found.release == context.pod.release else ""
 
 
 _DONE = {
