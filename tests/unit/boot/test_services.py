@@ -14,6 +14,7 @@ from comfypod.settings import Settings, resolve, secret_variables
 from comfypod.workspace import run
 from comfypod.workspace.core import Core
 from comfypod.workspace.plan import Plan
+from tests.kit.pods import free_port
 
 PYTHON = Path("/opt/venv/bin/python")
 WORKSPACE = Path("/workspace")
@@ -104,9 +105,10 @@ def test_services_answer_on_loopback_alone_at_ports_of_their_own(listen: str) ->
 
 
 def test_a_services_port_stays_the_same_and_is_never_that_of_the_other() -> None:
-    settings = settings_of(port="8188", jupyter_port="18188")
-    first, second = comfyui(POD, settings, KEPT, {}), comfyui(POD, settings, KEPT, {})
-    assert first.port == second.port != lab_of(port="8188", jupyter_port="18188").port
+    port = free_port()
+    ports = {"port": str(port), "jupyter_port": str(port % 20000 + 10000)}
+    first, second = (comfyui(POD, settings_of(**ports), KEPT, {}) for _ in range(2))
+    assert first.port == second.port != lab_of(**ports).port
 
 
 def test_jupyterlab_knows_neither_the_token_nor_the_password() -> None:
