@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from comfypod.boot.health import Health, StageView
+    from comfypod.environment.layer import Layer
     from comfypod.errors import Problem
     from comfypod.log import Console
     from comfypod.podfile import PodFile
@@ -43,7 +44,8 @@ class Context:
 
     `taken` is called once the workspace is ours. What follows is made by one stage and read by later ones and by what
     starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` and `gpus` (how many
-    there are, 0 where none is needed) by the GPU stage, `extra_paths` by the node stage.
+    there are, 0 where none is needed) by the GPU stage, `layer` by the environment stage (None where it cannot be
+    used), `extra_paths` by the node stage.
     """
 
     pod: PodFile
@@ -63,6 +65,7 @@ class Context:
     cpu: bool = False
     gpus: int = 0
     extra_paths: Path | None = None
+    layer: Layer | None = None
 
     @property
     def in_image(self) -> bool:

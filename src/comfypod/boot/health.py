@@ -57,6 +57,7 @@ class Health:
     problems: list[Problem] = field(default_factory=list)
     identity: dict[str, int | str] = field(default_factory=lambda: current().shown())
     workspace: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     nodes: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     urls: dict[str, str] = field(default_factory=dict)
@@ -155,7 +156,7 @@ class Health:
             "memory": memory.read(self.cgroup).shown(),
             "identity": self.identity,
             "workspace": self.workspace,
-            "environment": {"key": self.pod.environment_key, "torch": self.pod.torch, "changed": []},
+            "environment": self.environment or {"key": "", "torch": self.pod.torch, "changed": []},
             "nodes": self.nodes,
             "models": self.models,
             "problems": [asdict(problem) for problem in self.problems],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.boot.contents import check_models, list_nodes
 from comfypod.boot.context import Stage
+from comfypod.boot.environment import prepare_environment
 from comfypod.boot.volume import prepare_workspace
-from comfypod.errors import HostError, InstallError, Problem
+from comfypod.errors import HostError, Problem
 from comfypod.podfile import GpuNeed
 
 if TYPE_CHECKING:
@@ -59,19 +58,10 @@ def _fitting(found: Survey) -> str:
     return choose(found, {row.name: row for row in rows}).profile.name
 
 
-def check_environment(context: Context, view: StageView) -> str:
-    """Believe in the environment only when its Python is there."""
-    del view
-    python = Path(context.pod.python)
-    if not os.access(python, os.X_OK):
-        raise InstallError(f"ComfyUI's Python {python} is missing", "run `comfypod up` again, or pull the image again")
-    return f"torch {context.pod.torch}"
-
-
 STAGES = (
     Stage("workspace", "stop", prepare_workspace),
     Stage("gpu", "stop", check_gpu),
-    Stage("environment", "stop", check_environment),
+    Stage("environment", "stop", prepare_environment),
     Stage("nodes", "degrade", list_nodes),
     Stage("models", "degrade", check_models),
 )

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from comfypod import __version__
-from comfypod.boot import httpd, identity, probes, services, trial
+from comfypod.boot import environment, httpd, identity, probes, services, trial
 from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
 from comfypod.boot.doorway import NAME, Doorway
 from comfypod.boot.drain import Keeper
@@ -62,7 +62,7 @@ class Supervisor:
         self._layout = layout
         self._stop = asyncio.Event()
         self._signaled: float | None = None
-        self._jupyter_waits = False
+        self._jupyter_waits = self._finished = False
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -250,7 +250,7 @@ class Supervisor:
         assert context.core is not None  # noqa: S101 - the workspace stage has run
         self._start(
             services.comfyui(
-                self._pod, self._settings, context.core, context.environ,
+                context.pod, self._settings, context.core, context.environ,
                 cpu=context.cpu, extra_paths=context.extra_paths,
             )
         )  # fmt: skip
@@ -305,9 +305,14 @@ class Supervisor:
             return
         self._jupyter_waits = False
         try:
-            self._start(services.jupyter(self._pod, self._settings, self._context.environ))
+            self._start(services.jupyter(self._context.pod, self._settings, self._context.environ))
         except BusyError as error:
             self._report(Problem("jupyter", error.message, error.hint))
+
+    def _finish_environment(self) -> None:
+        if not self._finished:
+            self._finished = True
+            self._spawn(environment.finish(self._context))
 
     def _start(self, service: services.Service | None) -> None:
         if service is None:
@@ -348,6 +353,7 @@ class Supervisor:
             self._was_ready(service)
         if service.service.critical and service.state not in (State.STARTING, State.STOPPING, State.STOPPED):
             self._start_jupyter()
+            self._finish_environment()
         if service.cause is not None and service.state in (State.WAITING, State.FAILED):
             self._report_cause(name, service.cause)
         if service.state is State.WAITING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _INFO = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_]*)\.dist-info")
@@ -46,8 +46,12 @@ def scan(site: Path) -> dict[str, Dist]:
     Raises:
         OSError: the folder cannot be listed.
     """
-    found = (parse_info(entry) for entry in sorted(os.listdir(site)))
-    return {dist.name: dist for dist in found if dist is not None}
+    return {dist.name: dist for dist in among(os.listdir(site))}
+
+
+def among(entries: Iterable[str]) -> list[Dist]:
+    """Return the distributions among the names in a folder, sorted; what was unpacked by hand may be there twice."""
+    return [dist for dist in map(parse_info, sorted(entries)) if dist is not None]
 
 
 def files_of(site: Path, dist: Dist) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """A virtual environment on the volume that lies over the image's, so that only what the user adds is on the volume.
 
-The image's packages are found through a path file. For pip and uv alike, each has a stub in the layer: a `.dist-info`
-folder with a copy of its `METADATA` and a `RECORD` of just that folder. To upgrade such a package puts the new one
-before the image's, and to remove it uncovers the image's again.
+The image's packages are found through a path file, which is enough for Python and pip. For uv, which reads no path
+files, each has a stub in the layer: a `.dist-info` folder with a copy of its `METADATA` and a `RECORD` of just that
+folder. To upgrade such a package puts the new one before the image's, and to remove it uncovers the image's again.
+Stubs are many small files, so they are made when ComfyUI no longer waits for the disk.
 """
 
 from __future__ import annotations
@@ -118,16 +119,39 @@ def create(layer: Layer) -> None:
     (layer.root / "lib64").symlink_to("lib")
     (layer.site / _PATH_FILE).write_text(f"import site; site.addsitedir({str(layer.image_site)!r})\n", "utf-8")
     write_bounds(layer)
-    copies = [*layer.image_dists.values(), *protect.aliases(layer.image_dists).values()]
+    remember(layer)
+
+
+def remember(layer: Layer, **facts: Any) -> None:
+    """Say that a layer is complete where it is now, and remember something of it beside what is known already.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    known = read_marker(layer) or {"stubs": False}
+    place = {"schema": SCHEMA, "key": layer.key, "root": str(layer.root), "image": str(layer.image)}
+    write_atomic(layer.marker, (json.dumps({**known, **place, **facts}, indent=1) + "\n").encode(), durable=False)
+
+
+def put_stubs(layer: Layer) -> None:
+    """Make the stubs of a layer that has none yet, or not all; afterwards a name without one was removed by somebody.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    marker = read_marker(layer)
+    if marker is None or marker.get("stubs"):
+        return
+    there = dists.scan(layer.site)
+    wanted = {**protect.aliases(layer.image_dists), **layer.image_dists}
     with ThreadPoolExecutor(_WRITERS) as writers:
-        list(writers.map(lambda dist: put_stub(layer, dist), copies))
-    complete(layer, {})
+        list(writers.map(lambda dist: put_stub(layer, dist), (each for each in wanted.values() if _lacks(there, each))))
+    remember(layer, stubs=True)
 
 
-def complete(layer: Layer, facts: Mapping[str, Any]) -> None:
-    """Say that a layer is complete, with what else is to be remembered of it."""
-    body = {"schema": SCHEMA, "key": layer.key, "root": str(layer.root), "image": str(layer.image), **facts}
-    write_atomic(layer.marker, (json.dumps(body, indent=1) + "\n").encode())
+def _lacks(there: Mapping[str, Dist], dist: Dist) -> bool:
+    # What a user has of that name stays, and a stub that was cut short is made again.
+    return dist.name not in there or there[dist.name] == dist
 
 
 def write_bounds(layer: Layer) -> None:
@@ -150,6 +174,11 @@ def _interpreter(layer: Layer) -> None:
     (layer.root / "pyvenv.cfg").write_text(text, "utf-8")
     for name in ("python", "python3", f"python{version}"):
         (layer.root / "bin" / name).symlink_to(program)
+    for name in ("pip", "pip3"):
+        # The image's own would install into the image.
+        script = layer.root / "bin" / name
+        script.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n', "ascii")
+        script.chmod(0o755)
 
 
 def put_stub(layer: Layer, dist: Dist) -> None:
@@ -159,7 +188,9 @@ def put_stub(layer: Layer, dist: Dist) -> None:
         metadata = source.read_bytes()
     except FileNotFoundError:
         metadata = f"Metadata-Version: 2.1\nName: {dist.name}\nVersion: {dist.version}\n".encode()
-    folder.mkdir()
+    if dists.installer(layer.site, dist) not in ("", STUB):
+        return
+    folder.mkdir(exist_ok=True)
     (folder / "METADATA").write_bytes(metadata)
     (folder / "INSTALLER").write_text(f"{STUB}\n", "ascii")
     names = ("METADATA", "INSTALLER", "RECORD")

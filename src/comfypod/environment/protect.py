@@ -14,6 +14,11 @@ FAMILIES = (
     ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless"),
     ("onnxruntime", "onnxruntime-gpu"),
 )
+# What is imported under these names comes from a distribution, or was copied there by hand.
+MODULES = {
+    "cv2": "opencv-python", "numpy": "numpy", "torch": "torch", "torchaudio": "torchaudio",
+    "torchvision": "torchvision", "triton": "triton",
+}  # fmt: skip
 _EXACT = frozenset({"torch", "torchvision", "torchaudio", "triton", "comfyui-manager"})
 _EXACT_PREFIXES = ("nvidia-", "comfyui-", "comfy-", "cuda-")
 _MAJOR = frozenset({"numpy"})

@@ -106,9 +106,9 @@ def test_services_answer_on_loopback_alone_at_ports_of_their_own(listen: str) ->
 
 def test_a_services_port_stays_the_same_and_is_never_that_of_the_other() -> None:
     port = free_port()
-    ports = {"port": str(port), "jupyter_port": str(port % 20000 + 10000)}
-    first, second = (comfyui(POD, settings_of(**ports), KEPT, {}) for _ in range(2))
-    assert first.port == second.port != lab_of(**ports).port
+    lab = lab_of(port=str(port), jupyter_port=str(port % 20000 + 10000))
+    first, second = (comfyui(POD, settings_of(port=str(port)), KEPT, {}) for _ in range(2))
+    assert first.port == second.port != lab.port
 
 
 def test_jupyterlab_knows_neither_the_token_nor_the_password() -> None:
