@@ -111,8 +111,11 @@ def image_site(folder: Path, python: str, behaviour: standin.Orders | None = Non
     model = folder / "opt" / "models" / "vae" / "baked.bin"
     model.parent.mkdir(parents=True, exist_ok=True)
     model.write_bytes(bytes(10))
+    venv = folder / "opt" / "venv"
+    if not venv.exists():
+        subprocess.run([python, "-m", "venv", "--without-pip", "--symlinks", str(venv)], check=True)
     body = {
-        "engine": "image", "python": python, "nodes": (BakedNode("pack", str(node), "1.0"),),
+        "engine": "image", "python": str(venv / "bin" / "python"), "nodes": (BakedNode("pack", str(node), "1.0"),),
         "models_path": str(folder / "opt" / "models"), **facts,
     }  # fmt: skip
     site = Site(folder, behaviour or standin.Orders(), facts=body)

@@ -36,7 +36,8 @@ ENV PATH=/opt/comfypod/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 ENV PYTHONPATH=/opt/comfypod/lib
 COPY opt /opt
 COPY etc /etc
-RUN chmod 0755 /opt/comfypod/bin/comfypod && chmod 0777 /opt/standin && ln -s /opt/comfyui /ComfyUI
+RUN chmod 0755 /opt/comfypod/bin/comfypod && chmod 0777 /opt/standin \\
+    && python3 -m venv --without-pip --symlinks /opt/venv && ln -s /opt/comfyui /ComfyUI
 WORKDIR /workspace
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["comfypod", "boot"]
@@ -75,7 +76,7 @@ def _context(folder: Path, orders: standin.Orders, need: GpuNeed | None) -> None
     standin.tree(opt / "comfyui")
     standin.orders(opt / "standin", orders)
     facts = {
-        "engine": "image", "python": "/usr/bin/python3", "comfyui_path": "/opt/comfyui", "variant": "slim",
+        "engine": "image", "python": "/opt/venv/bin/python", "comfyui_path": "/opt/comfyui", "variant": "slim",
         "comfyui_args": (), "gpu": need,
     }  # fmt: skip
     standin.pod_file(etc, opt / "comfyui", facts=facts, listen="0.0.0.0")

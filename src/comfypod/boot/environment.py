@@ -30,12 +30,16 @@ def prepare_environment(context: Context, view: StageView) -> str:
     layer = layers.layer_of(context.pod, context.layout)
     try:
         found = _in_place(context, layer)
-    except OSError as error:
-        told = storage_error(error, f"packages of {layer.root} are not used: it cannot be made")
-        context.warn(Problem(told.code, told.message, told.hint))
+    except (OSError, InstallError) as error:
+        context.warn(_unused(layer, error))
         return f"torch {context.pod.torch}, without the packages of the volume"
     _use(context, layer, found)
     return f"torch {context.pod.torch}{found.summary}"
+
+
+def _unused(layer: Layer, error: OSError | InstallError) -> Problem:
+    told = error if isinstance(error, InstallError) else storage_error(error, "it cannot be made")
+    return Problem(told.code, f"packages of {layer.root} are not used: {told.message}", told.hint)
 
 
 def _in_place(context: Context, layer: Layer) -> Look:
