@@ -525,7 +525,9 @@ def test_with_a_certificate_the_gateway_speaks_tls_and_its_key_is_not_left_open(
         assert ["X-Forwarded-Proto", "https"] in [[name.title(), value] for name, value in seen["headers"]]
         _, headers, _ = ask(f"/?token={token_of(pod)}", Accept="text/html")
         assert headers["set-cookie"].endswith("; Secure")
-        os.kill(gateway_of(pod), signal.SIGKILL)
+        killed = gateway_of(pod)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: _is_back(pod, killed), "another gateway")
         for row in pod.wait_for("ready")["services"]:
             open_files = [str(each.readlink()) for each in Path("/proc", str(row["pid"]), "fd").iterdir()]
             assert [name for name in open_files if "memfd:tls" in name] == []
@@ -535,6 +537,11 @@ def test_with_a_certificate_the_gateway_speaks_tls_and_its_key_is_not_left_open(
 
 def _digest(size: int) -> str:
     return hashlib.sha256((bytes(range(251)) * (size // 251 + 1))[:size]).hexdigest()
+
+
+def _is_back(pod: Running, killed: int) -> bool:
+    rows = {row["name"]: row for row in (pod.status() or {"services": []})["services"]}
+    return bool(rows.get("gateway", {}).get("state") == "ready" and rows["gateway"]["pid"] != killed)
 
 
 def test_a_certificate_that_cannot_be_used_ends_the_boot_with_its_reason(tmp_path: Path) -> None:
