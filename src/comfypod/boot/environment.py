@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.environment import layer as layers
 from comfypod.environment.look import look
+from comfypod.environment.mirror import mirror
 from comfypod.environment.relocate import relocate
 from comfypod.errors import InstallError, Problem
 from comfypod.files import storage_error
@@ -47,7 +48,9 @@ def _in_place(context: Context, layer: Layer) -> Look:
     if layers.read_marker(layer) is None:
         layers.create(layer)
     relocate(layer, context.layout.root)
-    return look(layer)
+    found = look(layer)
+    mirror(layer)
+    return found
 
 
 def _use(context: Context, layer: Layer, found: Look) -> None:
