@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,11 +81,22 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A step of the boot. `stop`: its failure ends the boot. `degrade`: it is reported and the boot goes on."""
+    """A step of the boot. `stop`: its failure ends the boot. `degrade`: it is reported and the boot goes on.
+
+    What it does is the function of its `place`, `module:function`, imported when it is its turn: probes are answered
+    before that.
+    """
 
     name: str
     policy: Policy
-    work: Callable[[Context, StageView], str]
+    place: str
+
+    @property
+    def work(self) -> Callable[[Context, StageView], str]:
+        """The function that does it."""
+        module, _, name = self.place.partition(":")
+        found: Callable[[Context, StageView], str] = getattr(import_module(f"comfypod.boot.{module}"), name)
+        return found
 
 
 class StageCancelledError(Exception):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from comfypod import ports
-from comfypod.boot.contents import switch_node
 from comfypod.boot.policy import Limits
 from comfypod.boot.process import State
 from comfypod.boot.services import JUPYTER_PREFIX, Service, child_environ
@@ -222,6 +221,8 @@ class Doorway:
                 case "roll-back":
                     return {"ok": True, "message": await self._actions.roll_back()}
                 case "node-on" | "node-off":
+                    from comfypod.boot.contents import switch_node
+
                     on, name = action == "node-on", str(given.get("node", ""))
                     said = await asyncio.to_thread(switch_node, self._context, name, on=on)
                     return {"ok": True, "message": said}

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from comfypod import __version__
-from comfypod.boot import environment, httpd, identity, probes, services, trial
+from comfypod.boot import httpd, identity, probes, services, trial
 from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
 from comfypod.boot.doorway import NAME, Doorway
 from comfypod.boot.drain import Keeper
@@ -27,7 +27,6 @@ from comfypod.errors import BusyError, ComfypodError, NotRunningError, Problem, 
 from comfypod.files import storage_error
 from comfypod.result import Result, failure
 from comfypod.workspace import state
-from comfypod.workspace.core import forgive, settle
 from comfypod.workspace.layout import Layout
 from comfypod.workspace.lease import Lease
 
@@ -98,7 +97,7 @@ class Supervisor:
         self._doorway.close()
         server.close()
         if trial.on_trial(self._context) and self._signaled is not None:
-            await self._noted(forgive)
+            await self._noted(trial.forgiven)
         self._clean_up()
         return self._result()
 
@@ -183,7 +182,7 @@ class Supervisor:
         """Run one stage in a thread, so that probes are answered meanwhile; False ends the boot."""
         view.state, started = "running", time.monotonic()
         try:
-            view.detail = await asyncio.to_thread(stage.work, self._context, view)
+            view.detail = await asyncio.to_thread(_work, stage, self._context, view)
             view.state = "done"
         except StageCancelledError:
             view.state = "failed"
@@ -274,7 +273,7 @@ class Supervisor:
         trial.passed(self._context)
         limits = replace(service.service.limits, has_safe_mode=not self._settings.safe_mode)
         service.service = replace(service.service, limits=limits)
-        await self._noted(settle)
+        await self._noted(trial.settled)
 
     async def _noted(self, note: Callable[[Layout], None]) -> None:
         try:
@@ -311,8 +310,10 @@ class Supervisor:
 
     def _finish_environment(self) -> None:
         if not self._finished:
+            from comfypod.boot.environment import finish
+
             self._finished = True
-            self._spawn(environment.finish(self._context))
+            self._spawn(finish(self._context))
 
     def _start(self, service: services.Service | None) -> None:
         if service is None:
@@ -450,6 +451,10 @@ class Supervisor:
         self._console.line("stopped")
         for log in self._logs:
             log.close()
+
+
+def _work(stage: Stage, context: Context, view: StageView) -> str:
+    return stage.work(context, view)
 
 
 def _safe_mode_problem(name: str) -> Problem:

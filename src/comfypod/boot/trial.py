@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from comfypod.errors import BusyError, Problem, StorageError
 from comfypod.files import storage_error
-from comfypod.workspace.core import go_back
 
 if TYPE_CHECKING:
     from comfypod.boot.context import Context
     from comfypod.workspace.core import Core
+    from comfypod.workspace.layout import Layout
 
 
 def on_trial(context: Context) -> bool:
@@ -23,6 +23,20 @@ def passed(context: Context) -> None:
     """Note in this pod that its core is on trial no more."""
     assert context.core is not None  # noqa: S101 - the workspace stage has run
     context.core = replace(context.core, trial=False)
+
+
+def settled(layout: Layout) -> None:
+    """Keep an upgrade; see `core.settle`. Its modules are large, and boot answers probes before it needs them."""
+    from comfypod.workspace.core import settle
+
+    settle(layout)
+
+
+def forgiven(layout: Layout) -> None:
+    """Do not count a boot that was stopped; see `core.forgive`."""
+    from comfypod.workspace.core import forgive
+
+    forgive(layout)
 
 
 def take_back(context: Context, reason: str) -> tuple[Problem, ...]:
@@ -65,6 +79,8 @@ def step_back(context: Context, reason: str) -> Core:
 
 
 def _back(context: Context, reason: str) -> Core:
+    from comfypod.workspace.core import go_back
+
     lease, comfyui = context.lease, context.layout.comfyui
     try:
         lease.prepare()

@@ -7,7 +7,6 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from comfypod.boot.contents import check_models
 from comfypod.boot.errand import Errand
 from comfypod.boot.health import Check, StageView
 from comfypod.boot.process import State
@@ -117,6 +116,8 @@ class Watch:
 
     async def _look_at_required(self) -> None:
         """Look again at models that were missing: they may come while the pod runs."""
+        from comfypod.boot.contents import check_models
+
         health = self._context.health
         if not self._checks.get("required", Check(well=True, text="")).well:
             with contextlib.suppress(StorageError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +90,7 @@ class Layer:
 def layer_of(pod: PodFile, layout: Layout) -> Layer:
     """Return the layer that belongs to an image's environment; nothing is looked at."""
     digits = pod.environment_key.removeprefix("sha256:")[:12]
-    key = f"torch{pod.torch or 'none'}-{platform.machine()}-{digits}"
+    key = f"torch{pod.torch or 'none'}-{os.uname().machine}-{digits}"
     return Layer(layout.envs / key, key, Path(pod.python).parent.parent)
 
 
