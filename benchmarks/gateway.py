@@ -204,7 +204,7 @@ def _websocket(way: Way, number: int) -> socket.socket:
     key = base64.b64encode(os.urandom(16)).decode()
     headers = {"Host": f"127.0.0.1:{way.port}", **way.headers, "Connection": "Upgrade", "Upgrade": "websocket"}
     headers |= {"Sec-WebSocket-Key": key, "Sec-WebSocket-Version": "13"}
-    head = f"GET /ws?clientId=bench{number} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    head = f"GET /ws?clientId={way.name}{number} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
     line.sendall(f"{head}\r\n".encode())
     if not line.recv(1 << 12).startswith(b"HTTP/1.1 101"):
         raise SystemExit(f"{way.name}: no WebSocket")
