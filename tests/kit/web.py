@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ def serve() -> Iterator[Site]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def serve_wheels(site: Site, folder: Path) -> str:
+    """Let a server be an index of a folder's wheels (PEP 503); return its address."""
+    pages: dict[str, str] = {}
+    for path in sorted(folder.glob("*.whl")):
+        site.answers[f"/files/{path.name}"] = Answer(path.read_bytes())
+        name = path.name.partition("-")[0].replace("_", "-")
+        pages[name] = pages.get(name, "") + f'<a href="/files/{path.name}">{path.name}</a>\n'
+    for name, links in pages.items():
+        page = f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
+        site.answers[f"/simple/{name}/"] = Answer(page, headers={"Content-Type": "text/html"})
+    return f"{site.url}/simple"
 
 
 def _handler(site: Site) -> type[BaseHTTPRequestHandler]:

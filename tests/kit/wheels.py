@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # A build backend in a few lines, for a wheel named setuptools: what it builds names the version that built it.
 _BACKEND = """\
-import pathlib, zipfile
+import pathlib, sys, zipfile
 
 def build_wheel(target, config_settings=None, metadata_directory=None):
+    if "{needs}":
+        sys.exit("error: command '{needs}' failed: No such file or directory")
     stem = pathlib.Path("stem").read_text()
     with zipfile.ZipFile(pathlib.Path(target, stem + "-py3-none-any.whl"), "w") as bundle:
         for path in pathlib.Path("content").rglob("*.*"):
@@ -61,9 +63,10 @@ def build_wheel(
     return path
 
 
-def build_builder(folder: Path, version: str) -> Path:
-    """Write a wheel named setuptools that can build what `build_sdist` writes."""
-    modules = {"setuptools/__init__.py": "", "setuptools/build_meta.py": _BACKEND.replace("{version}", version)}
+def build_builder(folder: Path, version: str, *, needs: str = "") -> Path:
+    """Write a wheel named setuptools that can build what `build_sdist` writes, unless it `needs` a program."""
+    backend = _BACKEND.replace("{version}", version).replace("{needs}", needs)
+    modules = {"setuptools/__init__.py": "", "setuptools/build_meta.py": backend}
     return build_wheel(folder, "setuptools", version, modules=modules)
 
 

@@ -104,7 +104,18 @@ def read_marker(layer: Layer) -> dict[str, Any] | None:
 
 
 def create(layer: Layer) -> None:
-    """Make a layer with nothing in it but the image's packages; what is left of an earlier try is removed.
+    """Make a layer with nothing in it but the image's packages.
+
+    Raises:
+        InstallError: the image has no environment.
+        OSError: the disk failed.
+    """
+    lay_out(layer)
+    remember(layer, stubs=False)
+
+
+def lay_out(layer: Layer) -> None:
+    """Make what `create` makes and do not say yet that it is complete; what is left of an earlier try is removed.
 
     Raises:
         InstallError: the image has no environment.
@@ -118,16 +129,15 @@ def create(layer: Layer) -> None:
     (layer.root / "lib64").symlink_to("lib")
     (layer.site / _PATH_FILE).write_text(f"import site; site.addsitedir({str(layer.image_site)!r})\n", "utf-8")
     write_bounds(layer)
-    remember(layer)
 
 
 def remember(layer: Layer, **facts: Any) -> None:
-    """Say that a layer is complete where it is now, and remember something of it beside what is known already.
+    """Say that a layer is complete where it is now, and remember more of it than what is known already.
 
     Raises:
         OSError: the disk failed.
     """
-    known = read_marker(layer) or {"stubs": False}
+    known = read_marker(layer) or {}
     place = {"schema": SCHEMA, "key": layer.key, "root": str(layer.root), "image": str(layer.image)}
     write_atomic(layer.marker, (json.dumps({**known, **place, **facts}, indent=1) + "\n").encode(), durable=False)
 
@@ -139,13 +149,14 @@ def put_stubs(layer: Layer) -> None:
         OSError: the disk failed.
     """
     marker = read_marker(layer)
-    if marker is None or marker.get("stubs"):
+    if marker is not None and marker.get("stubs"):
         return
     there = dists.scan(layer.site)
     wanted = {**protect.aliases(layer.image_dists), **layer.image_dists}
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(lambda dist: put_stub(layer, dist), (each for each in wanted.values() if _lacks(there, each))))
-    remember(layer, stubs=True)
+    if marker is not None:
+        remember(layer, stubs=True)
 
 
 def _lacks(there: Mapping[str, Dist], dist: Dist) -> bool:

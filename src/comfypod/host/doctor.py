@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from comfypod import fetch, files, gpu, proc
 from comfypod.errors import ComfypodError, HostError, Problem, SourceError, UsageError
-from comfypod.host.environment import find_uv
 from comfypod.host.prepare import missing, needs
 from comfypod.image.detect import find
 from comfypod.lock.sources import index_url
@@ -21,6 +20,7 @@ from comfypod.manifest.profiles import load_profiles
 from comfypod.manifest.profiles import profile as profile_named
 from comfypod.ports import busy
 from comfypod.result import Result
+from comfypod.uv_program import find_uv
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 

@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 import uv
 
-from comfypod import fetch, proc
+from comfypod import fetch, proc, uv_program
 from comfypod.errors import LockError
 from comfypod.lock.listing import listing
 from comfypod.lock.schema import Package, SourceFile, Wheel
-from comfypod.lock.sources import normal, uv_index
+from comfypod.lock.sources import normal
 from comfypod.lock.unpack import unpack
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _write_inputs(
 
 def _environ() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
-    return {**kept, **uv_index(os.environ)}
+    return {**kept, **uv_program.index(os.environ)}
 
 
 def _refusal(done: proc.Completed, python: str, arch: str) -> LockError:

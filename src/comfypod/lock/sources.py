@@ -60,12 +60,6 @@ def index_url(environ: Mapping[str, str]) -> str:
     return re.sub(r"\A[\w.-]+=(?=https?://)", "", url).rstrip("/")
 
 
-def uv_index(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what makes uv use pip's index where it was given none of its own: it does not read pip's variables."""
-    index = environ.get("UV_INDEX_URL") or environ.get("PIP_INDEX_URL")
-    return {"UV_DEFAULT_INDEX": index} if index and "UV_DEFAULT_INDEX" not in environ else {}
-
-
 def default_sources(version: str) -> tuple[Source, ...]:
     """Return where a version of ComfyUI is known to be: a source distribution if any, Git, the tag's archive."""
     text = resources.files("comfypod.resources").joinpath("comfyui.toml").read_text("utf-8")

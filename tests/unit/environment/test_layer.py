@@ -16,7 +16,7 @@ from comfypod.files import tree_facts
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kit.layers import Lab
+    from tests.kit.overlay import Lab
 
 
 def states(layer: Layer) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tests.kit.disks import tmpfs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.kit.layers import Lab
+    from tests.kit.overlay import Lab
 
 pytestmark = pytest.mark.root
 _SOURCE = """

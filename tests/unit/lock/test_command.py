@@ -30,7 +30,7 @@ def test_the_lock_is_written_beside_the_manifest_and_then_left_alone(path: Path,
     assert first.data["written"] is True
     assert first.data["changes"] == []
     told = {each["name"]: each["packages"] for each in json.loads(first.envelope())["data"]["environments"]}
-    assert (told["comfyui-x86_64"], told["jupyter-x86_64"], told["comfypod-x86_64"]) == (4, 1, 4)
+    assert (told["comfyui-x86_64"], told["jupyter-x86_64"], told["comfypod-x86_64"]) == (4, 1, 5)
     before = (path.with_name("comfypod.lock")).stat()
     second = lock_command(path, console=console)
     assert second.data["written"] is False

@@ -119,7 +119,7 @@ def test_a_source_distribution_is_fetched_to_see_what_builds_it(
 
 
 def test_what_comfypod_itself_needs_leaves_extras_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {line.partition(">")[0] for line in own_requirements()} == {"h11", "msgspec", "rich", "uv"}
+    assert {line.partition(">")[0] for line in own_requirements()} == {"h11", "msgspec", "packaging", "rich", "uv"}
     asked = ["a>=1", 'b; python_version < "3"', "c; extra == 'dev'", "d>1 ; sys_platform == 'x' and extra == \"dev\""]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: asked)
     assert own_requirements() == ("a>=1", 'b; python_version < "3"')

@@ -1,0 +1,260 @@
+"""A change of a layer that is wholly done or has not happened, whatever is killed.
+
+Packages are installed into a folder beside the layer's, with the same names below it. Only once all of them are there
+and have been checked, what has to go is noted (`installing.json`), which decides: from there `recover` goes forward,
+before it throws the folder away. Every step may be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfypod import files
+from comfypod.environment import dists, protect, requests
+from comfypod.environment.layer import put_stub
+from comfypod.environment.requests import Request
+from comfypod.errors import BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from comfypod.environment.dists import Dist
+    from comfypod.environment.layer import Layer
+    from comfypod.workspace.layout import Layout
+
+_LIMIT = 1 << 26
+_LOCK_SECONDS = 30.0
+_OURS = (".lock", "CACHEDIR.TAG", ".gitignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What is left to do: files to take away (below the layer's root), what is said of it, requests that hold then."""
+
+    said: str
+    gone: tuple[str, ...]
+    requests: tuple[Request, ...]
+
+
+@contextlib.contextmanager
+def alone(layer: Layer) -> Iterator[tuple[int, ...]]:
+    """Keep other installers of ours out, and wait for one that was killed a moment ago; yield what holds the lock.
+
+    Raises:
+        BusyError: another one is at work.
+    """
+    lock, deadline = files.FolderLock(layer.root / "installing.lock"), time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            lock.acquire()
+            break
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    try:
+        yield lock.descriptors
+    finally:
+        lock.release()
+
+
+def folder_of(layer: Layer) -> Path:
+    """Where packages wait, and what is told to an installer."""
+    return layer.root / "installing"
+
+
+def prefix_of(layer: Layer) -> Path:
+    """What takes the layer's place while packages wait."""
+    return folder_of(layer) / "prefix"
+
+
+def site_of(layer: Layer) -> Path:
+    """The site-packages folder of packages that wait."""
+    return prefix_of(layer) / layer.site.relative_to(layer.root)
+
+
+def begin(layer: Layer) -> Path:
+    """Make the folder for what is installed next, empty; return it."""
+    clear(layer)
+    folder_of(layer).mkdir()
+    return folder_of(layer)
+
+
+def clear(layer: Layer) -> None:
+    """Throw away what was installed and will not be put in place; what is noted stays."""
+    if not os.path.lexists(_note(layer)):
+        files.remove_tree(folder_of(layer))
+
+
+def commit(layer: Layer, layout: Layout, said: str, asked: tuple[Request, ...]) -> None:
+    """Put in place what waits, and note what was asked for.
+
+    Raises:
+        OSError: the disk failed; `recover` undoes or finishes.
+    """
+    for name in _OURS:
+        (prefix_of(layer) / name).unlink(missing_ok=True)
+    fresh = dists.scan(site_of(layer))
+    switch = Switch(said, tuple(_leaving(layer, fresh)), asked)
+    files.sync_filesystem(folder_of(layer))
+    files.write_atomic(_note(layer), json.dumps(asdict(switch)).encode())
+    _finish(layer, layout, switch)
+
+
+def recover(layer: Layer, layout: Layout) -> tuple[str, ...]:
+    """Undo an install that was killed, or finish it where all of it was there; return what was done, a line each.
+
+    Where nothing was under way this is two looks at names.
+
+    Raises:
+        OSError: the disk failed.
+        BusyError: an install is under way.
+    """
+    if not (os.path.lexists(_note(layer)) or os.path.lexists(folder_of(layer))):
+        return ()
+    with alone(layer):
+        return settle(layer, layout)
+
+
+def settle(layer: Layer, layout: Layout) -> tuple[str, ...]:
+    """Do what `recover` does, where the caller is alone with the layer.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    switch = _read(layer)
+    if switch is not None:
+        _finish(layer, layout, switch)
+        return (f"finished what was being installed: {switch.said}",)
+    left = os.path.lexists(folder_of(layer))
+    _note(layer).unlink(missing_ok=True)
+    clear(layer)
+    return ("undid an install that did not get to its end",) if left else ()
+
+
+def evict(layer: Layer, layout: Layout) -> tuple[str, ...]:
+    """Set aside what stands before the image's and may not, whoever installed it; return it.
+
+    The list of a distribution's files leaves last, so that one that was killed is finished by the next.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    found = [dist for dist in requests.added(layer).values() if not protect.is_allowed(layer.image_dists, dist)]
+    for dist in found:
+        place = layout.set_aside / "packages" / layer.key / dist.info.removesuffix(".dist-info")
+        names = sorted(set(_files(layer, dist)), key=lambda name: (name.endswith("/RECORD"), name))
+        for name in names:
+            _discard(layer, name, place)
+        if (stub := _stub_of(layer, dist)) is not None and not (layer.site / stub.info).exists():
+            put_stub(layer, stub)
+    return tuple(map(str, found))
+
+
+def _stub_of(layer: Layer, dist: Dist) -> Dist | None:
+    return layer.image_dists.get(dist.name) or protect.aliases(layer.image_dists).get(dist.name)
+
+
+def _note(layer: Layer) -> Path:
+    return layer.root / "installing.json"
+
+
+def _read(layer: Layer) -> Switch | None:
+    try:
+        body: Any = json.loads(files.read_small(_note(layer), _LIMIT))
+        asked = tuple(Request(**each) for each in body["requests"])
+        return Switch(str(body["said"]), tuple(map(str, body["gone"])), asked)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _finish(layer: Layer, layout: Layout, switch: Switch) -> None:
+    for name in switch.gone:
+        _discard(layer, name)
+    if prefix_of(layer).is_dir():
+        _merge(prefix_of(layer), layer.root)
+        # Renames are durable before the note that tells of them is gone.
+        files.sync_filesystem(layer.root)
+    requests.add(layout, switch.requests)
+    _note(layer).unlink(missing_ok=True)
+    files.remove_tree(folder_of(layer))
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Move what is in a folder into another one, each folder that is new there by one rename."""
+    with os.scandir(source) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        place = target / entry.name
+        there = os.path.lexists(place)
+        if there and _is_folder(place) and entry.is_dir(follow_symlinks=False):
+            _merge(Path(entry.path), place)
+            continue
+        if there and (_is_folder(place) or entry.is_dir(follow_symlinks=False)):
+            files.remove_tree(place)
+        os.rename(entry.path, place)  # noqa: PTH104 - as scandir has it
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _leaving(layer: Layer, fresh: dict[str, Dist]) -> list[str]:
+    """Return the files of what is replaced that nothing takes the place of."""
+    prefix = prefix_of(layer)
+    before = [dist for dist in map(dists.parse_info, sorted(os.listdir(layer.site))) if dist is not None]
+    names = {name for dist in before if dist.name in fresh for name in _files(layer, dist)}
+    return sorted(name for name in names if not os.path.lexists(prefix / name))
+
+
+def _files(layer: Layer, dist: Dist) -> Iterator[str]:
+    """Yield what a distribution has in a layer, bytecode too, below its root."""
+    base = layer.site.relative_to(layer.root)
+    for name in {*_recorded(layer, dist), *_named(layer.site / dist.info, dist.info)}:
+        path = os.path.normpath(base / name)
+        if path.startswith(("..", os.sep)):
+            continue
+        yield path
+        if path.endswith(".py"):
+            cache = layer.root / Path(path).parent / "__pycache__"
+            stem = Path(path).stem
+            yield from (str(each.relative_to(layer.root)) for each in cache.glob(f"{stem}.*.pyc"))
+
+
+def _recorded(layer: Layer, dist: Dist) -> Iterable[str]:
+    try:
+        return list(dists.files_of(layer.site, dist))
+    except (OSError, ValueError, csv.Error):
+        return ()
+
+
+def _named(folder: Path, base: str) -> Iterable[str]:
+    return [f"{base}/{path.relative_to(folder)}" for path in folder.rglob("*") if not _is_folder(path)]
+
+
+def _discard(layer: Layer, name: str, place: Path | None = None) -> None:
+    """Remove a file, or move it below `place`, and remove the folders that it leaves empty.
+
+    Never through a link that leads out of the layer.
+    """
+    path, top = layer.root / name, layer.root.resolve()
+    if not path.parent.resolve().is_relative_to(top):
+        return
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        if place is None:
+            path.unlink()
+        elif not _is_folder(path):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place / name)
+    folder = path.parent
+    with contextlib.suppress(OSError):
+        while folder not in (layer.root, layer.site, layer.root / "bin"):
+            folder.rmdir()
+            folder = folder.parent
