@@ -19,13 +19,19 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _BACKEND = """\
 import pathlib, sys, zipfile
 
-def build_wheel(target, config_settings=None, metadata_directory=None):
+def build_editable(target, config_settings=None, metadata_directory=None):
+    return build_wheel(target, editable=True)
+
+def build_wheel(target, config_settings=None, metadata_directory=None, editable=False):
     if "{needs}":
         sys.exit("error: command '{needs}' failed: No such file or directory")
     stem = pathlib.Path("stem").read_text()
-    with zipfile.ZipFile(pathlib.Path(target, stem + "-py3-none-any.whl"), "w") as bundle:
+    target = pathlib.Path(target, stem + "-py3-none-any.whl")
+    with zipfile.ZipFile(target, "w", strict_timestamps=False) as bundle:
+        if editable:
+            bundle.writestr(stem + ".pth", str(pathlib.Path("content").absolute()))
         for path in pathlib.Path("content").rglob("*.*"):
-            if path.is_file():
+            if path.is_file() and not editable:
                 bundle.write(path, path.relative_to("content"))
         bundle.write("PKG-INFO", stem + ".dist-info/METADATA")
         wheel = "Wheel-Version: 1.0\\nGenerator: setuptools {version}\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"

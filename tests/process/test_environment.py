@@ -18,6 +18,7 @@ from comfypod.environment import requests, transaction
 from comfypod.environment.install import Wanted, install, recover
 from comfypod.environment.layer import Layer, create, read_marker
 from comfypod.environment.rebuild import previous_of, rebuild
+from comfypod.workspace.layout import Layout
 from tests.kit.killer import suffer
 from tests.kit.layers import TORCH, Volume, make_image, make_volume
 from tests.kit.repos import make_repository
@@ -315,6 +316,20 @@ def test_a_wheel_of_the_volume_is_installed_by_its_path(volume: Volume) -> None:
     done = volume.install(Wanted("user", (f"plain @ file://{volume.wheels}/plain-1.0-py3-none-any.whl",)))
     assert done.added == (f"plain @ file://{volume.wheels}/plain-1.0-py3-none-any.whl",)
     assert volume.value("__import__('plain').__version__") == "1.0"
+
+
+def test_an_editable_folder_is_found_where_the_workspace_is_now(volume: Volume, tmp_path: Path) -> None:
+    build_builder(volume.wheels, "9.0")
+    with tarfile.open(build_sdist(tmp_path, "mine", "1.0")) as bundle:
+        bundle.extractall(volume.layout.root, filter="data")
+    (volume.layout.root / "mine-1.0").rename(volume.layout.root / "my node")
+    assert volume.install(Wanted("user", (f"-e {volume.layout.root}/my node",))).failed == ()
+    assert [row.line for row in requests.read(volume.layout)] == ["-e ./my node"]
+    moved = Layout(volume.layout.root.rename(tmp_path / "elsewhere"))
+    newer = Volume(moved, Layer(moved.envs / "two", "two", volume.layer.image), volume.wheels)
+    previous = previous_of(newer.layer, moved)
+    assert rebuild(newer.layer, moved, previous, network=False, environ=newer.environ).missing == ()
+    assert newer.value("__import__('mine').__file__") == str(moved.root / "my node" / "content" / "mine.py")
 
 
 def test_a_file_with_another_hash_than_a_node_names_is_refused(volume: Volume) -> None:

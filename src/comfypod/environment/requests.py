@@ -57,10 +57,11 @@ def read(layout: Layout) -> tuple[Request, ...]:
         rows = rows if isinstance(rows, list) else []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()
-    return tuple(row for row in map(_request, rows) if row is not None)
+    return tuple(row for row in map(from_row, rows) if row is not None)
 
 
-def _request(row: Any) -> Request | None:
+def from_row(row: Any) -> Request | None:
+    """Return what a row of a record says, None when it makes no sense."""
     try:
         found = Request(**row)
     except TypeError:
@@ -86,10 +87,17 @@ def write(layout: Layout, requests: Iterable[Request]) -> None:
 def add(layout: Layout, new: Iterable[Request]) -> None:
     """Add requests; one of the same party for the same name takes the place of the one before."""
     rows = {(row.who, row.name): row for row in read(layout)}
-    for row in new:
+    for row in (_portable(layout, each) for each in new):
         known = rows.get((row.who, row.name))
         rows[row.who, row.name] = row if row.version or known is None else replace(row, version=known.version)
     write(layout, rows.values())
+
+
+def _portable(layout: Layout, row: Request) -> Request:
+    if not row.line.startswith("-e /"):
+        return row
+    line = f"-e {_inside(layout, Path(row.line[3:]))}"
+    return replace(row, line=line, name=line if row.name == row.line else row.name)
 
 
 def forget(layout: Layout, who: str, names: Iterable[str] | None = None) -> None:

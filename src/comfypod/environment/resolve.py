@@ -142,11 +142,12 @@ class Installer:
             keep=self._keep, tied=True,
         )  # fmt: skip
         if not done.ok:
-            raise _lacks_compiler(done.stderr) or uv_program.explain(done, self._layer.root)
+            raise lacks_compiler(done.stderr) or uv_program.explain(done, self._layer.root)
         return done.stderr
 
 
-def _lacks_compiler(said: str) -> InstallError | None:
+def lacks_compiler(said: str) -> InstallError | None:
+    """Return the error to raise when uv could not build a package because there is no compiler."""
     built = _BUILT.search(said)
     if built is None or _COMPILER.search(said) is None:
         return None

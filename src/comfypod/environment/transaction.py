@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from comfypod import files
 from comfypod.environment import dists, protect, requests
 from comfypod.environment.layer import put_stub
-from comfypod.environment.requests import Request
 from comfypod.errors import BusyError
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from comfypod.environment.dists import Dist
     from comfypod.environment.layer import Layer
+    from comfypod.environment.requests import Request
     from comfypod.workspace.layout import Layout
 
 _LIMIT = 1 << 26
@@ -169,7 +169,7 @@ def _note(layer: Layer) -> Path:
 def _read(layer: Layer) -> Switch | None:
     try:
         body: Any = json.loads(files.read_small(_note(layer), _LIMIT))
-        asked = tuple(Request(**each) for each in body["requests"])
+        asked = tuple(row for row in map(requests.from_row, body["requests"]) if row is not None)
         return Switch(str(body["said"]), tuple(map(str, body["gone"])), asked)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -178,7 +178,7 @@ def _read(layer: Layer) -> Switch | None:
 def _finish(layer: Layer, layout: Layout, switch: Switch) -> None:
     for name in switch.gone:
         _discard(layer, name)
-    if prefix_of(layer).is_dir():
+    if _is_folder(folder_of(layer)) and _is_folder(prefix_of(layer)):
         _merge(prefix_of(layer), layer.root)
         # Renames are durable before the note that tells of them is gone.
         files.sync_filesystem(layer.root)
