@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from comfypod import control, podfile
-from comfypod.boot.services import child_environ
+from comfypod.workspace.children import child_environ
 from comfypod.workspace.layout import Layout
 
 PORTS = {"port": "18188", "jupyter_port": "18888", "control_port": "18189"}

@@ -49,6 +49,22 @@ examples:
 Nothing that a user made is ever deleted: changed core files stand in .comfypod/edits, or with the release that is kept.
 """
 
+_NODES_EXAMPLES = """\
+examples:
+  comfypod nodes list                                 every node, its state, and why it is not there
+  comfypod nodes add https://github.com/me/pack --ref v1.2
+  comfypod nodes add registry:comfyui-kjnodes --ref 1.1.0
+  comfypod nodes sync                                 install what is wanted and missing, and what failed before
+  comfypod nodes sync pack --upgrade                  the newest commit of its branch
+  comfypod nodes check                                import each alone, as ComfyUI does
+  comfypod nodes remove pack                          take it out; its folder is kept in .comfypod/set-aside
+  docker exec NAME comfypod nodes list                the same in a container
+
+`add` and `remove` write [[node]] tables of the workspace's comfypod.toml. A node is fetched beside what is there,
+its packages are installed, it is imported in a process of its own, and only then takes its place. A ComfyUI that runs
+takes changes up when it starts again.
+"""
+
 _RENDER_EXAMPLES = """\
 examples:
   comfypod render dockerfile 4090                     the Dockerfile, on standard output
@@ -91,6 +107,7 @@ def parser() -> Parser:
     _add_build(verbs)
     _add_render(verbs)
     _add_workspace(verbs)
+    _add_nodes(verbs)
     _add_pod_verbs(verbs)
     return whole
 
@@ -221,6 +238,23 @@ def _add_workspace(verbs: _Verbs) -> None:
     volume.add_argument("--yes", action="store_true", help="with adopt: do it; without, it is only shown")
     volume.add_argument("--undo", action="store_true", help="with adopt: put back what the last adoption set aside")
     _workspace(volume)
+
+
+def _add_nodes(verbs: _Verbs) -> None:
+    nodes = _verb(verbs, "nodes", "show and change the custom nodes of a workspace", _NODES_EXAMPLES)
+    what = (
+        ("list", "what there is"), ("add", "want one more"), ("remove", "set one aside"),
+        ("sync", "install what is wanted"), ("check", "import each"), ("enable", "let ComfyUI see it"),
+        ("disable", "hide it from ComfyUI"),
+    )  # fmt: skip
+    nodes.add_argument(
+        "what", choices=[name for name, _ in what], help="; ".join(f"{name}: {text}" for name, text in what)
+    )
+    nodes.add_argument("names", nargs="*", metavar="NODE", help="names; with add: a Git address or registry:ID")
+    nodes.add_argument("--ref", default="", help="with add: a commit, tag or branch, or the registry's version")
+    nodes.add_argument("--name", default="", help="with add: the name of its folder (default: the address's last part)")
+    nodes.add_argument("--upgrade", action="store_true", help="with sync: look up branches and versions anew")
+    _workspace(nodes)
 
 
 def _profiles(verb: argparse.ArgumentParser) -> None:

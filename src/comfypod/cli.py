@@ -247,6 +247,28 @@ def _volume(options: argparse.Namespace, _: Sequence[str], console: Console) -> 
     }[options.what](layout)  # fmt: skip
 
 
+def _nodes(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
+    from comfypod.environment.install import install
+    from comfypod.host import nodes
+
+    layout, what, names = _layout(options), options.what, options.names
+    if (options.upgrade and what != "sync") or ((options.ref or options.name) and what != "add"):
+        raise UsageError("--ref and --name belong to `nodes add`, --upgrade to `nodes sync`", "see its --help")
+    if what == "list" and names:
+        raise UsageError("`nodes list` takes no names", "see its --help")
+    if what in ("add", "remove", "enable", "disable") and len(names) != 1:
+        raise UsageError(f"`nodes {what}` takes one node", "see its --help")
+    if what == "add":
+        return nodes.add(layout, names[0], options.ref, options.name, install, console)
+    if what == "sync":
+        return nodes.sync(layout, names, install, console, upgrade=options.upgrade)
+    if what in ("enable", "disable"):
+        return nodes.switch(layout, names[0], on=what == "enable")
+    if what == "remove":
+        return nodes.remove(layout, names[0])
+    return nodes.check(layout, names) if what == "check" else nodes.show(layout)
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]] = {
     "up": _up,
     "down": _down,
@@ -257,5 +279,6 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]
     "build": _build,
     "render": _render,
     "workspace": _volume,
+    "nodes": _nodes,
     "health": _health,
 }

@@ -148,6 +148,14 @@ class ImageError(ComfypodError):
     meaning = "an image could not be built or did not pass its smoke test"
 
 
+class NodeError(ComfypodError):
+    """A custom node could not be installed, or cannot be imported."""
+
+    code = "node"
+    exit_code = 15
+    meaning = "a custom node could not be installed, or cannot be imported"
+
+
 def error_of(problem: Problem) -> ComfypodError:
     """Return the error of the family that a problem's code names."""
     for family in ComfypodError.__subclasses__():

@@ -67,6 +67,19 @@ def storage_error(error: OSError, action: str, needed: int | None = None) -> Sto
     return StorageError(f"{action}: {reason}{room}{where}", hint)
 
 
+@contextlib.contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Turn an error of the disk into a sentence that begins with `action`.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, action) from error
+
+
 def _out_of_inodes(path: Path) -> bool:
     left = room(path)
     return left.inodes == 0 and left.bytes > 0

@@ -19,6 +19,7 @@ _REACH_SECONDS = 15.0
 _FETCH_SECONDS = 600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_SUBMODULES = ("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
 _URL = re.compile(r"((https?|ssh|git|file)://|[\w.-]+@[\w.-]+:|/)[^\s\x00-\x1f]*")
 
 
@@ -71,7 +72,12 @@ def _git(*arguments: str, seconds: float, tick: Callable[[], None] | None = None
     return proc.run([proc.find_program("git"), *options, *arguments], seconds=seconds, env=env, tick=tick)
 
 
-def _checked(url: str, reference: str) -> None:
+def ensure_address(url: str, reference: str) -> None:
+    """Refuse what Git could read as an option, a program to run, or a path of its own.
+
+    Raises:
+        SourceError: it is no address, or no name of a commit, tag or branch.
+    """
     if not _URL.fullmatch(url):
         raise SourceError(f"{shown(url)!r} is not a Git address", "use https://, ssh:// or an absolute path")
     if not _REFERENCE.fullmatch(reference) or ".." in reference:
@@ -91,7 +97,7 @@ def resolve(url: str, reference: str) -> str:
         SourceError: not reachable within 15 seconds, or there is no such name.
         UsageError: see `mirrored`.
     """
-    _checked(url, reference)
+    ensure_address(url, reference)
     if is_commit(reference):
         return reference
     place = mirrored(url, os.environ)
@@ -115,24 +121,54 @@ def export(url: str, reference: str, target: Path, tick: Callable[[], None] | No
     """
     commit, place = resolve(url, reference), mirrored(url, os.environ)
     store = target.with_name(target.name + ".git")
-    for arguments, seconds in (
-        (("init", "--quiet", "--bare", str(store)), _REACH_SECONDS),
-        (
-            ("-C", str(store), "fetch", "--quiet", "--depth=1", *_upload_pack(place), "--", place, commit),
-            _FETCH_SECONDS,
-        ),
+    inside = ("-C", str(store))
+    work = ("-c", "core.autocrlf=false", f"--work-tree={target}")
+    for arguments in (
+        ("init", "--quiet", "--bare", str(store)),
+        (*inside, "fetch", "--quiet", "--depth=1", *_upload_pack(place), "--", place, commit),
     ):
-        done = _git(*arguments, seconds=seconds, tick=tick)
-        if not done.ok:
-            raise SourceError(f"{_named(url, place)} at {commit}: {_last_line(done)}")
+        _step(url, place, commit, arguments, tick)
     target.mkdir()
-    done = _git(
-        "-C", str(store), "-c", "core.autocrlf=false", f"--work-tree={target}", "checkout", "--quiet", "--force",
-        commit, "--", ".", seconds=_FETCH_SECONDS, tick=tick,
-    )  # fmt: skip
+    _step(url, place, commit, (*inside, *work, "checkout", "--quiet", "--force", commit, "--", "."), tick)
+    return commit
+
+
+def clone(url: str, reference: str, target: Path, tick: Callable[[], None] | None = None) -> str:
+    """Put one commit, fetched shallow, with its submodules into the new folder `target`; return the commit.
+
+    Git knows the folder afterwards as a clone of `url`, without a login that may stand in it.
+
+    Raises:
+        SourceError: not reachable, no such commit, or the transfer broke.
+        UsageError: see `mirrored`.
+    """
+    commit, place = resolve(url, reference), mirrored(url, os.environ)
+    inside, upload = ("-C", str(target)), _upload_pack(place)
+    steps = [
+        ("init", "--quiet", str(target)),
+        (*inside, "remote", "add", "origin", shown(url)),
+        (*inside, "fetch", "--quiet", "--depth=1", *upload, "--", place, commit),
+        (*inside, "-c", "core.autocrlf=false", "-c", "advice.detachedHead=false", "checkout", "--quiet", commit),
+    ]
+    for arguments in steps:
+        _step(url, place, commit, arguments, tick)
+    if (target / ".gitmodules").is_file():
+        _step(url, place, commit, (*inside, *_mirror_options(place), *_SUBMODULES), tick)
+    return commit
+
+
+def _step(url: str, place: str, commit: str, arguments: tuple[str, ...], tick: Callable[[], None] | None) -> None:
+    done = _git(*arguments, seconds=_FETCH_SECONDS, tick=tick)
     if not done.ok:
         raise SourceError(f"{_named(url, place)} at {commit}: {_last_line(done)}")
-    return commit
+
+
+def _mirror_options(place: str) -> Iterator[str]:
+    """Yield what makes Git ask mirrors for submodules too; folders of this machine only where it came from one."""
+    for prefix, mirror in _mirrors(os.environ.get(MIRRORS, "")):
+        yield from ("-c", f"url.{mirror}.insteadOf={prefix}")
+    if place.startswith(("/", "file://")):
+        yield from ("-c", "protocol.file.allow=always", "-c", "safe.directory=*")
 
 
 def _last_line(done: proc.Completed) -> str:

@@ -18,6 +18,8 @@ from comfypod.ports import is_loopback
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from comfypod.wish import Wish
+
 Origin = Literal["default", "pod.json", "comfypod.toml", "environment", "command line"]
 _Layer = tuple[Origin, "Mapping[str, str]"]
 _BLANK = frozenset({"", "null", "none", "undefined"})
@@ -109,6 +111,20 @@ def _services(text: str) -> tuple[Declared, ...]:
             raise ValueError(f"{match['path']} is taken; choose another path")
         found.append(Declared(match["name"], _port(match["port"]), match["path"]))
     return tuple(found)
+
+
+def _nodes(text: str) -> tuple[Wish, ...]:
+    if not text:
+        return ()
+    from comfypod import wish
+
+    return wish.of_words(text)
+
+
+def _address(text: str) -> str:
+    if text.startswith(("http://", "https://")):
+        return text.rstrip("/")
+    raise ValueError("an http:// or https:// address is expected")
 
 
 def _number(text: str) -> str:
@@ -310,6 +326,28 @@ TABLE: tuple[Setting, ...] = (
         _names,
         "custom nodes and models, by name, without which the pod is not ready",
     ),
+    Setting(
+        "nodes",
+        ("COMFYPOD_NODES",),
+        "",
+        _nodes,
+        "custom nodes to install, beside those in the workspace's comfypod.toml: Git addresses, each with an optional "
+        "@REF, or registry:ID@VERSION",
+    ),
+    Setting(
+        "node_registry",
+        ("COMFYPOD_NODE_REGISTRY",),
+        "https://api.comfy.org",
+        _address,
+        "registry that `registry:ID` is looked up in",
+    ),
+    Setting(
+        "offline",
+        ("COMFYPOD_OFFLINE",),
+        "off",
+        _switch,
+        "use only what is there: nothing is fetched for nodes and models",
+    ),
     Setting("puid", ("PUID",), "", _number, "user id that services run as, in an image that is started as root"),
     Setting("pgid", ("PGID",), "", _number, "group id that services run as; without one, that of `puid`"),
 )
@@ -350,6 +388,9 @@ class Settings:
     queue_limit: int
     disk_floor: int
     require: tuple[str, ...]
+    nodes: tuple[Wish, ...]
+    node_registry: str
+    offline: bool
     puid: str
     pgid: str
     origins: Mapping[str, Origin]

@@ -244,3 +244,27 @@ def test_f5_a_repository_of_another_user_is_read(repository: Repository, tmp_pat
             os.chown(Path(folder, name), 12345, 12345)
     assert git.resolve(repository.url, "v1") == commit
     assert git.export(repository.url, "v1", tmp_path / "out") == commit
+
+
+def test_a_clone_is_one_commit_that_git_knows_the_origin_of(repository: Repository, tmp_path: Path) -> None:
+    first = repository.git("rev-parse", "HEAD")
+    repository.commit({"main.py": "2\n"})
+    target = tmp_path / "clone"
+    assert git.clone(repository.url, "v1", target) == first
+    clone = Repository(target)
+    assert clone.git("rev-list", "--all", "HEAD") == first
+    assert clone.git("remote", "get-url", "origin") == repository.url
+    assert clone.git("status", "--porcelain") == ""
+
+
+def test_submodules_of_a_mirrored_repository_come_from_the_mirror(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = make_repository(tmp_path / "inner", {"part.py": "x = 1\n"})
+    far = "https://far.invalid/"
+    repository.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", inner.url, "inner")
+    repository.git("config", "--file", ".gitmodules", "submodule.inner.url", f"{far}inner")
+    repository.commit({})
+    monkeypatch.setenv(git.MIRRORS, f"{far}=file://{tmp_path}/")
+    git.clone(f"{far}repo", "main", tmp_path / "clone")
+    assert (tmp_path / "clone" / "inner" / "part.py").read_text() == "x = 1\n"

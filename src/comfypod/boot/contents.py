@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.boot.health import StageView
 from comfypod.errors import StorageError, UsageError
-from comfypod.files import storage_error, write_atomic
+from comfypod.files import storage_errors, write_atomic
+from comfypod.nodes import listing
 from comfypod.workspace.adopt import adoptions
 
 if TYPE_CHECKING:
@@ -24,15 +24,13 @@ def list_nodes(context: Context, view: StageView) -> str:
     """Note the custom nodes that ComfyUI will find, and tell it where the image's nodes and models are."""
     del view
     assert context.core is not None  # noqa: S101 - the workspace stage has run
-    entries = _entries(context.core.base / "custom_nodes")
-    own = [{"name": entry.name, "state": _state(entry.name), "reason": ""} for entry in entries if _is_node(entry)]
-    taken = {entry.name.casefold() for entry in entries if entry.is_dir() or entry.name.endswith(".disabled")}
-    baked = {node: _covered(node, taken) for node in context.pod.nodes}
-    rows = [{"name": node.name, "state": state, "reason": why} for node, (state, why) in baked.items()]
-    context.health.nodes = rows + own
-    used = [node for node, (state, _) in baked.items() if state == "baked"]
+    folder = context.core.base / "custom_nodes"
+    rows = context.health.nodes = listing.rows(context.layout, folder, context.pod.nodes)
+    baked = {row["name"] for row in rows[: len(context.pod.nodes)] if row["state"] == "baked"}
+    used = [node for node in context.pod.nodes if node.name in baked]
     context.extra_paths = _write_extra_paths(context, used)
     brought = f", {len(used)} of the image's own" if context.pod.nodes else ""
+    own = [row for row in rows[len(context.pod.nodes) :] if row["state"] in ("present", "disabled")]
     return f"{len(own)} in custom_nodes{brought}"
 
 
@@ -45,58 +43,11 @@ def switch_node(context: Context, name: str, *, on: bool) -> str:
     """
     if context.core is None:
         raise UsageError("the nodes are not known yet", "wait until the stages of the boot are done")
-    row = next((row for row in context.health.nodes if row["name"] == name), {"state": ""})
-    bare, folder = name.removesuffix(".disabled"), context.core.base / "custom_nodes"
-    mark, node = folder / f"{bare}.disabled", folder / bare
-    try:
-        match row["state"], on:
-            case ("baked", False):
-                mark.mkdir()
-            case ("disabled", True) if any(each.name == name for each in context.pod.nodes):
-                mark.rmdir()
-            case ("disabled", True) if not node.exists():
-                mark.rename(node)
-            case ("present", False) if not mark.exists():
-                node.rename(mark)
-            case _:
-                told = f"the node {name!r} cannot be switched {'on' if on else 'off'}"
-                raise UsageError(told, f"`comfypod status` names the nodes; {folder} has their folders")
+    folder, baked = context.core.base / "custom_nodes", [node.name for node in context.pod.nodes]
+    with storage_errors(f"cannot switch the node {name}"):
+        bare = listing.switch(folder, name, baked, on=on)
         list_nodes(context, StageView("nodes"))
-    except OSError as error:
-        raise storage_error(error, f"cannot switch the node {name}") from error
     return f"{bare} is {'on' if on else 'off'} from ComfyUI's next start on"
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
-
-
-def _is_node(entry: os.DirEntry[str]) -> bool:
-    if entry.name.startswith((".", "__")) or entry.name == "websocket_image_save.py":
-        return False
-    return entry.is_dir() or entry.name.endswith((".py", ".disabled"))
-
-
-def _state(name: str) -> str:
-    return "disabled" if name.endswith(".disabled") else "present"
-
-
-def _covered(node: BakedNode, taken: set[str]) -> tuple[str, str]:
-    """Return the state of a node of the image, and why it is not used; what the user put on the volume wins.
-
-    ComfyUI does not survive a folder that is not there.
-    """
-    if not Path(node.path).is_dir():
-        return "missing", f"{node.path} is not there"
-    name = node.name.casefold()
-    if name in taken:
-        return "shadowed", f"custom_nodes has a {node.name} of its own"
-    if f"{name}.disabled" in taken:
-        return "disabled", f"custom_nodes has {node.name}.disabled"
-    return "baked", ""
 
 
 def _write_extra_paths(context: Context, nodes: list[BakedNode]) -> Path | None:
@@ -121,7 +72,7 @@ def _extra_paths(context: Context, nodes: list[BakedNode]) -> dict[str, dict[str
             body[f"adopted_{number}"] = {"base_path": str(context.layout.root), **places}
     if context.pod.models_path is None:
         return body
-    folders = [entry.name for entry in _entries(Path(context.pod.models_path)) if entry.is_dir()]
+    folders = [entry.name for entry in listing.entries(Path(context.pod.models_path)) if entry.is_dir()]
     if kinds := {name: _places(context, name) for name in folders if name not in _NOT_MODELS}:
         body["baked_models"] = {"base_path": context.pod.models_path, **kinds}
     return body

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from comfypod import ports
 from comfypod.boot.policy import Limits
 from comfypod.boot.process import State
-from comfypod.boot.services import JUPYTER_PREFIX, Service, child_environ
+from comfypod.boot.services import JUPYTER_PREFIX, Service
 from comfypod.counts import decode
 from comfypod.errors import BusyError, ComfypodError, Problem, UsageError
 from comfypod.files import read_small, tail
@@ -21,6 +21,7 @@ from comfypod.gateway.door import Backend, Door
 from comfypod.gateway.link import Line
 from comfypod.ports import connect_host, http_url, is_loopback
 from comfypod.workspace import run
+from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

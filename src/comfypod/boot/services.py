@@ -11,8 +11,7 @@ from urllib.parse import quote
 from comfypod import ports
 from comfypod.boot.policy import Limits
 from comfypod.ports import http_url, is_loopback
-from comfypod.settings import secret_variables
-from comfypod.workspace import run
+from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 JUPYTER_PREFIX = "/jupyter/"
 LOOPBACK = "127.0.0.1"
 SAFE_MODE_ARGUMENT = "--disable-all-custom-nodes"
-_PYTHON_VARIABLES = frozenset(
-    {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +50,6 @@ class Service:
     def url(self) -> str:
         """Where it answers on this machine."""
         return http_url(self.host, self.port)
-
-
-def child_environ(environ: Mapping[str, str], python: Path, workspace: Path) -> dict[str, str]:
-    """Return what a child sees: no secrets of ours, no Python settings of the caller's, its own venv first.
-
-    It also carries the mark by which a later boot knows what an earlier one left running.
-    """
-    hidden = secret_variables() | _PYTHON_VARIABLES
-    kept = {name: value for name, value in environ.items() if name not in hidden}
-    binaries = python.parent
-    path = f"{binaries}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    return {
-        **kept,
-        "PATH": path,
-        "VIRTUAL_ENV": str(binaries.parent),
-        "PYTHONUNBUFFERED": "1",
-        run.MARK: str(workspace),
-    }
 
 
 def comfyui(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from comfypod import files
 from comfypod.errors import StorageError
+from comfypod.files import storage_errors as told
 from comfypod.host.startable import held
-from comfypod.host.volume import become_owner, ensure_there, image_of, looked_at, told, wanted
+from comfypod.host.volume import become_owner, ensure_there, image_of, looked_at, wanted
 from comfypod.log import human_bytes
 from comfypod.result import Result
 from comfypod.workspace import adopt, core, run, state

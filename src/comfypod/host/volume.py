@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from comfypod import files, podfile
+from comfypod import podfile
 from comfypod.errors import HostError, StorageError
+from comfypod.files import storage_errors as told
 from comfypod.settings import resolve
 from comfypod.workspace import core
 from comfypod.workspace import plan as plans
 from comfypod.workspace.switch import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from comfypod.podfile import PodFile
+    from comfypod.settings import Settings
     from comfypod.workspace.core import Wanted
     from comfypod.workspace.layout import Layout
     from comfypod.workspace.plan import Volume
@@ -28,20 +29,34 @@ def image_of(layout: Layout) -> Image:
     Raises:
         HostError: it is not known which image would boot.
     """
+    return core.image_of(pod_of(layout))
+
+
+def pod_of(layout: Layout) -> PodFile:
+    """Return the facts of the image that we are in, or of the host's last `up`.
+
+    Raises:
+        HostError: it is not known which image would boot.
+    """
     path = _pod_file(layout)
     if path is None:
         raise HostError(
             f"nothing says which ComfyUI would boot on {layout.root}",
-            "run it inside the pod (`docker exec NAME comfypod workspace ...`), or `comfypod up` once",
+            "run it inside the pod (`docker exec NAME comfypod ...`), or `comfypod up` once",
         )
-    return core.image_of(podfile.load(path))
+    return podfile.load(path)
+
+
+def settings_of(layout: Layout) -> Settings:
+    """Return the settings that a boot would have, as far as they are known here."""
+    path = _pod_file(layout)
+    built = podfile.load(path).settings if path is not None else {}
+    return resolve({**built, "workspace": str(layout.root)}, os.environ, {"workspace": str(layout.root)})
 
 
 def wanted(layout: Layout) -> Wanted:
     """Return what the next boot goes by, as far as the settings are known here."""
-    path = _pod_file(layout)
-    built = podfile.load(path).settings if path is not None else {}
-    found = resolve({**built, "workspace": str(layout.root)}, os.environ, {"workspace": str(layout.root)})
+    found = settings_of(layout)
     network = plans.is_network(layout, plans.mount_table())
     return {"persist": found.persist, "upgrade": found.upgrade, "adopt": found.adopt, "network": network}
 
@@ -54,19 +69,6 @@ def looked_at(layout: Layout) -> Volume:
     """
     with told(f"cannot read {layout.root}"):
         return plans.look(layout)
-
-
-@contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Turn an error of the disk into a sentence that begins with `what`.
-
-    Raises:
-        StorageError: the disk failed.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise files.storage_error(error, what) from error
 
 
 def ensure_there(layout: Layout) -> None:

@@ -179,7 +179,7 @@ def _trees(recipe: Recipe, *, collect: bool) -> list[str]:
     local = any(isinstance(source, PathSource) for source in comfyui.sources)
     blocks.append(_deliver("tree", "comfyui", title, collect=collect, local=local))
     for node in recipe.nodes:
-        title = f"The node {node.name}, {node.commit[:12] or node.path}"
+        title = f"The node {node.name}, {node.commit[:12] or node.path or node.asked}"
         blocks.append(_deliver("tree", f"node-{node.name}", title, collect=collect, local=bool(node.path)))
     return blocks
 

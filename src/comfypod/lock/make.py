@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from comfypod import fetch
+from comfypod import fetch, registry
 from comfypod.errors import IntegrityError, LockError
 from comfypod.lock import python, schema
 from comfypod.lock.schema import Environment, Lock, LockedModel, LockedTarget, Requested
@@ -67,7 +67,7 @@ def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path
         LockError: something cannot be pinned, or the packages do not resolve.
     """
     with tempfile.TemporaryDirectory(prefix="comfypod-lock-") as scratch:
-        site = Site(base, Path(scratch), index_url(os.environ), console)
+        site = Site(base, Path(scratch), index_url(os.environ), console, registry.base(os.environ))
         held = previous.comfyui if previous is not None and not upgrade.covers("comfyui") else None
         digest = held.digest if held is not None and held.version == manifest.comfyui.version else None
         comfyui, requirements = lock_comfyui(manifest.comfyui, digest, site)

@@ -20,7 +20,7 @@ from comfypod.errors import LockError
 from comfypod.lock.listing import listing
 from comfypod.lock.schema import Package, SourceFile, Wheel
 from comfypod.lock.sources import normal
-from comfypod.lock.unpack import unpack
+from comfypod.unpack import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -103,8 +103,8 @@ def _listed(names: set[str]) -> str:
 
 
 def _nodes(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
-    wanted = {node.name: node.path or f"{node.git} at {node.ref}" for node in manifest.node}
-    locked = {node.name: node.path or f"{node.url} at {node.ref}" for node in lock.nodes}
+    wanted = {node.name: node.source for node in manifest.node}
+    locked = {node.name: node.asked for node in lock.nodes}
     for name in sorted(wanted.keys() | locked.keys()):
         if wanted.get(name) != locked.get(name):
             yield Drift(f"node {name}", wanted.get(name, _ABSENT), locked.get(name, _ABSENT))

@@ -10,6 +10,7 @@ import msgspec
 from comfypod.errors import LockError
 from comfypod.manifest.values import (
     Arch,
+    ArchiveSource,
     GitSource,
     ItemName,
     PathSource,
@@ -135,7 +136,8 @@ class LockedNode(_Frozen, frozen=True):
     """A custom node: the reference asked for and the commit and contents it meant when locked, or a folder.
 
     For a folder, `path` is as the manifest has it, and `url`, `ref` and `commit` are empty. A commit is a digest of its
-    contents by itself, which Git checks as it fetches them; `digest` may then be empty until a lock is made anew.
+    contents by itself, which Git checks as it fetches them; `digest` may then be empty until a lock is made anew. For
+    one of the registry there are its id, the version as `ref`, and address and SHA-256 of its `archive`.
     """
 
     name: ItemName
@@ -145,10 +147,21 @@ class LockedNode(_Frozen, frozen=True):
     digest: Annotated[str, msgspec.Meta(pattern=r"\A(sha256:[0-9a-f]{64})?\Z")]
     requirements: tuple[str, ...] = ()
     path: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z")] = ""
+    registry: str = ""
+    archive: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
 
     @property
-    def source(self) -> GitSource | PathSource:
+    def asked(self) -> str:
+        """What the manifest said of its source, in a line."""
+        if self.registry:
+            return f"registry:{self.registry}@{self.ref}"
+        return self.path or f"{self.url} at {self.ref}"
+
+    @property
+    def source(self) -> GitSource | PathSource | ArchiveSource:
         """Where its contents come from."""
+        if self.archive:
+            return ArchiveSource(self.url, self.archive)
         return PathSource(self.path) if self.path else GitSource(self.url, self.commit)
 
 
@@ -243,10 +256,10 @@ def _misfits(lock: Lock) -> Iterator[str]:
     for environment in lock.environments:
         yield from _unpinned(environment)
     for node in lock.nodes:
-        if bool(node.commit) == bool(node.path):
-            yield f"node {node.name} has " + ("a commit and a folder" if node.path else "neither a commit nor a folder")
-        elif node.path and not node.digest:
-            yield f"node {node.name} is a folder without a digest"
+        if sum(map(bool, (node.commit, node.path, node.archive))) != 1:
+            yield f"node {node.name} has not exactly one of a commit, a folder and an archive"
+        elif not node.commit and not node.digest:
+            yield f"node {node.name} is a folder or an archive without a digest"
 
 
 def _unpinned(environment: Environment) -> Iterator[str]:

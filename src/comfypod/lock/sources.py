@@ -18,9 +18,9 @@ import msgspec
 
 from comfypod import fetch, files, git
 from comfypod.errors import HostError, IntegrityError, SourceError
-from comfypod.lock.unpack import unpack
 from comfypod.log import human_bytes
 from comfypod.manifest.values import ArchiveSource, GitSource, PathSource, SdistSource
+from comfypod.unpack import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

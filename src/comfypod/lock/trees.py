@@ -6,11 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from comfypod import git
+import msgspec
+
+from comfypod import fetch, git, registry
 from comfypod.errors import LockError, SourceError
+from comfypod.files import sha256_file
 from comfypod.lock.schema import LockedComfyUI, LockedNode
 from comfypod.lock.sources import default_sources, obtain
-from comfypod.manifest.values import GitSource, PathSource
+from comfypod.registry import DEFAULT as PUBLIC_REGISTRY
+from comfypod.requirements import entries, without_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +29,16 @@ _VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where trees are fetched: relative sources start at `base`, `scratch` is thrown away, `index` is asked."""
+    """Where trees are fetched: relative sources start at `base`, `scratch` is thrown away, `index` is asked.
+
+    `registry` is that of custom nodes.
+    """
 
     base: Path
     scratch: Path
     index: str
     console: Console
+    registry: str = PUBLIC_REGISTRY
 
 
 def lock_comfyui(wanted: ComfyUI, digest: str | None, site: Site) -> tuple[LockedComfyUI, tuple[str, ...]]:
@@ -80,21 +88,28 @@ def lock_node(wanted: Node, previous: LockedNode | None, site: Site) -> LockedNo
         IntegrityError: the commit or the folder has other contents than before.
         LockError: its requirements cannot be locked.
     """
-    url, ref, path = wanted.git or "", wanted.ref or "", wanted.path or ""
-    same = previous is not None and (previous.url, previous.ref, previous.path) == (url, ref, path)
-    kept = previous if same else None
+    kept = previous if previous is not None and previous.asked == wanted.source else None
     site.console.line(f"node {wanted.name}")
-    commit = "" if path else kept.commit if kept else _commit(wanted.name, url, ref)
+    found = kept or _named(wanted, site)
     tree = site.scratch / f"node-{wanted.name}"
     got = obtain(
-        (PathSource(path) if path else GitSource(url, commit),), tree, digest=(kept.digest or None) if kept else None,
+        (found.source,), tree, digest=found.digest or None,
         base=site.base, scratch=site.scratch, index=site.index, console=site.console,
     )  # fmt: skip
     requirements = _requirements(tree, f"node {wanted.name}", site.console)
-    return LockedNode(
-        name=wanted.name, url=url, ref=ref, commit=commit, digest=got.facts.digest, requirements=requirements,
-        path=path,
-    )  # fmt: skip
+    return msgspec.structs.replace(found, digest=got.facts.digest, requirements=requirements)
+
+
+def _named(wanted: Node, site: Site) -> LockedNode:
+    """Return what a node is now; its contents are not known yet."""
+    known = LockedNode(wanted.name, wanted.git or "", wanted.ref or "", "", "", path=wanted.path or "")
+    if wanted.registry:
+        version, url = registry.find(site.registry, wanted.registry, wanted.version or "")
+        archive = site.scratch / f"archive-{wanted.name}"
+        fetch.download(url, archive)
+        digest = sha256_file(archive)
+        return msgspec.structs.replace(known, url=url, ref=version, registry=wanted.registry, archive=digest)
+    return known if wanted.path else msgspec.structs.replace(known, commit=_commit(known.name, known.url, known.ref))
 
 
 def _commit(name: str, url: str, ref: str) -> str:
@@ -121,8 +136,7 @@ def requirement_lines(text: str, owner: str, console: Console, name: str = "requ
     Raises:
         LockError: it refers to another file or an editable folder.
     """
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
-        entry = re.sub(r"(^|\s)#.*", "", line).strip()
+    for entry in entries(text):
         if re.match(r"(-r|-c|-e|--requirement|--constraint|--editable)\b", entry):
             raise LockError(
                 f"{owner}: {entry!r} in its {name} cannot be locked",
@@ -130,5 +144,5 @@ def requirement_lines(text: str, owner: str, console: Console, name: str = "requ
             )
         if entry.startswith("-"):
             console.line(f"  {owner}: the option {entry!r} in its {name} is left out")
-        elif entry:
-            yield re.split(r"\s--", entry)[0].strip()
+        else:
+            yield without_options(entry)

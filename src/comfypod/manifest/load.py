@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Finding = tuple[KeyPath, str, str]
 
 FILE_NAME = "comfypod.toml"
+# What names a node's source, and the key that stands with it.
+_NODE_KINDS = {"path": "", "git": "ref", "registry": "version"}
+_NODE_KEYS = frozenset({"path", "git", "ref", "registry", "version"})
+_NODE_HINT = "a node has `git` and `ref` (a commit, tag or branch), `registry` and `version`, or `path` for a folder"
 _EXAMPLE = "`comfypod lock --init` writes a commented example"
 
 
@@ -189,15 +193,16 @@ def _check_settings(table: Any) -> Iterator[Finding]:
 
 def _check_nodes(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
     for index, row in rows:
-        if "path" not in row and "git" not in row:
-            yield ("node", index), "it says neither `git` nor `path`", "write `git` and `ref`, or `path` for a folder"
-        elif "path" in row:
-            for key in ("git", "ref"):
-                if key in row:
-                    yield ("node", index, key), "it stands beside `path`", "a node has `git` and `ref`, or `path`"
+        kinds = [kind for kind in _NODE_KINDS if kind in row]
+        if not kinds:
+            yield ("node", index), "it says neither `git` nor `path` nor `registry`", _NODE_HINT
             continue
-        elif "ref" not in row:
-            yield ("node", index, "git"), "the key 'ref' is missing", "write the commit, the tag or the branch to lock"
+        kind, beside = kinds[0], _NODE_KINDS[kinds[0]]
+        for key in row:
+            if key in _NODE_KEYS and key not in (kind, beside):
+                yield ("node", index, key), f"it stands beside `{kind}`", _NODE_HINT
+        if beside and beside not in row:
+            yield ("node", index, kind), f"the key {beside!r} is missing", _NODE_HINT
 
 
 def _check_models(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:

@@ -31,6 +31,12 @@ Reference = Annotated[
         pattern=r"\A(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/+-]*\Z", description="the name of a commit, a tag or a branch"
     ),
 ]
+RegistryId = Annotated[
+    str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", description="an id of the registry of custom nodes")
+]
+RegistryVersion = Annotated[
+    str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9.+_-]*\Z", description='a version of it such as "1.2.0"')
+]
 Folder = Annotated[
     str,
     msgspec.Meta(
@@ -74,12 +80,25 @@ class Jupyter(_Written, frozen=True):
 
 
 class Node(_Written, frozen=True):
-    """A custom node: the folder's name, and a repository with a commit, tag or branch of it, or a local folder."""
+    """A custom node: the folder's name, and a repository with a commit, tag or branch of it, or a local folder.
+
+    Or an id of the registry with a version of it. `required` is for those of a workspace: an image has all of its own.
+    """
 
     name: ItemName
     git: GitAddress | None = None
     ref: Reference | None = None
     path: Folder | None = None
+    registry: RegistryId | None = None
+    version: RegistryVersion | None = None
+    required: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, in a line."""
+        if self.registry:
+            return f"registry:{self.registry}@{self.version}"
+        return self.path or f"{self.git} at {self.ref}"
 
 
 class Model(_Written, frozen=True):

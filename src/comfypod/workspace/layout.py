@@ -108,6 +108,16 @@ class Layout:
         return self.records / "nodes.json"
 
     @property
+    def nodes_lock(self) -> Path:
+        """Locked by whoever installs or removes custom nodes."""
+        return self.records / "nodes.lock"
+
+    @property
+    def manifest(self) -> Path:
+        """Optional: the nodes, models and settings that this volume wants."""
+        return self.root / "comfypod.toml"
+
+    @property
     def set_aside(self) -> Path:
         """What was taken out of ComfyUI's sight and can be put back: a folder per thing. Never deleted."""
         return self.records / "set-aside"

@@ -5,13 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from comfypod.boot.services import SAFE_MODE_ARGUMENT, Service, child_environ, comfyui, jupyter
+from comfypod.boot.services import SAFE_MODE_ARGUMENT, Service, comfyui, jupyter
 from comfypod.podfile import PodFile
-from comfypod.settings import Settings, resolve, secret_variables
-from comfypod.workspace import run
+from comfypod.settings import Settings, resolve
 from comfypod.workspace.core import Core
 from comfypod.workspace.plan import Plan
 from tests.kit.pods import free_port
@@ -27,9 +24,6 @@ LIVE = Path("/workspace/ComfyUI")
 KEPT = Core(Plan("keep", "r", "move", ""), LIVE, LIVE, "r")
 OTHER = Core(Plan("image", "r", "link", ""), Path("/opt/comfyui"), LIVE, "r")
 TOKEN = "t0k3n"  # a value that is easy to find again
-_NAMES = st.sampled_from(sorted(secret_variables())) | st.sampled_from(
-    ["PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HF_TOKEN", "LD_LIBRARY_PATH", "PYTHONSTARTUP"]
-)
 
 
 def settings_of(environ: dict[str, str] | None = None, **arguments: str) -> Settings:
@@ -40,23 +34,6 @@ def lab_of(environ: dict[str, str] | None = None, **arguments: str) -> Service:
     service = jupyter(POD, settings_of(environ, **arguments), environ or {})
     assert service is not None
     return service
-
-
-@given(st.dictionaries(_NAMES | st.text("ABC_", min_size=1), st.text(min_size=1, max_size=9)))
-def test_no_secret_and_no_python_setting_of_the_callers_reaches_a_child(environ: dict[str, str]) -> None:
-    child = child_environ(environ, PYTHON, WORKSPACE)
-    assert not secret_variables() & set(child)
-    assert not {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP"} & set(child)
-    ours = {"PATH", "VIRTUAL_ENV", "PYTHONUNBUFFERED", run.MARK, "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP"}
-    others = set(environ) - secret_variables() - ours
-    assert {name: child[name] for name in others} == {name: environ[name] for name in others}
-
-
-def test_programs_of_the_environment_come_first() -> None:
-    child = child_environ({"PATH": "/usr/bin:/bin"}, PYTHON, WORKSPACE)
-    assert child["PATH"] == "/opt/venv/bin:/usr/bin:/bin"
-    assert child["VIRTUAL_ENV"] == "/opt/venv"
-    assert child_environ({}, PYTHON, WORKSPACE)["PATH"] == f"/opt/venv/bin:{os.defpath}"
 
 
 def test_comfyui_runs_from_the_volume_with_its_own_folders() -> None:

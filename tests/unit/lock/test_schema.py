@@ -133,8 +133,11 @@ def _refused(message: str, **changes: object) -> None:
 
 
 def test_h2_a_node_that_nothing_pins_is_refused() -> None:
-    _refused("node n has neither a commit nor a folder", nodes=(node(url="https://h/n.git", ref="main"),))
-    _refused("node n has a commit and a folder", nodes=(node(commit="0" * 40, path="n"),))
+    what = "node n has not exactly one of a commit, a folder and an archive"
+    _refused(what, nodes=(node(url="https://h/n.git", ref="main"),))
+    _refused(what, nodes=(node(commit="0" * 40, path="n"),))
+    _refused(what, nodes=(node(commit="0" * 40, archive="0" * 64),))
+    _refused("an archive without a digest", nodes=(node(archive="0" * 64, digest=""),))
 
 
 def test_h2_a_package_without_any_file_is_refused() -> None:

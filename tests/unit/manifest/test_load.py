@@ -103,8 +103,11 @@ def test_the_manager_is_wanted_unless_it_is_switched_off() -> None:
     [
         ("", 5, "node[0]", "it says neither `git` nor `path`", "`path` for a folder"),
         ('ref = "v1"\n', 5, "node[0]", "it says neither `git` nor `path`", "`git` and `ref`"),
-        ('git = "https://h/n"\n', 7, "node[0].git", "the key 'ref' is missing", "the commit, the tag or the branch"),
-        ('path = "p"\nref = "v1"\n', 8, "node[0].ref", "it stands beside `path`", "`git` and `ref`, or `path`"),
+        ('git = "https://h/n"\n', 7, "node[0].git", "the key 'ref' is missing", "(a commit, tag or branch)"),
+        ('path = "p"\nref = "v1"\n', 8, "node[0].ref", "it stands beside `path`", "or `path` for a folder"),
+        ('registry = "x"\n', 7, "node[0].registry", "the key 'version' is missing", ""),
+        ('registry = "../x"\nversion = "1"\n', 7, "node[0].registry", "'../x' is not an id of the registry", ""),
+        ('git = "https://h/n"\nref = "v1"\nversion = "1"\n', 9, "node[0].version", "it stands beside `git`", ""),
         ('path = ""\n', 7, "node[0].path", "'' is not a folder", ""),
         ('git = "n"\nref = "v1"\n', 7, "node[0].git", "'n' is not a Git address", ""),
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod.errors import IntegrityError, SourceError
-from comfypod.lock.unpack import unpack
+from comfypod.unpack import unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
