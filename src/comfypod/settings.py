@@ -299,6 +299,14 @@ TABLE: tuple[Setting, ...] = (
         "long while a prompt is at work; 0: for ever",
     ),
     Setting(
+        "node_seconds",
+        ("COMFYPOD_NODE_SECONDS",),
+        "60",
+        _seconds,
+        "how long a custom node may take to load; after that it is interrupted, and left out of the next starts; "
+        "0: any time",
+    ),
+    Setting(
         "gpu_seconds",
         ("COMFYPOD_GPU_SECONDS",),
         "15",
@@ -384,6 +392,7 @@ class Settings:
     wait_seconds: float
     allow_cpu: bool
     wedged_seconds: float
+    node_seconds: float
     gpu_seconds: float
     queue_limit: int
     disk_floor: int

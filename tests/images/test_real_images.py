@@ -185,11 +185,11 @@ def test_f9_baked_nodes_are_there_whatever_is_mounted(
         status = container.wait_ready()
         assert "KitInvert" in container.nodes()
         names = {row["name"]: row["state"] for row in status["nodes"]}
-        assert names[NODE] == "baked"
+        assert names[NODE] == "loaded"
         if inner:
             assert (status["identity"]["uid"], set(problems(status))) == (1000, {"not-a-mount"})
         if inner != "ComfyUI/models":
-            assert names["user_node"] == "present"
+            assert names["user_node"] == "loaded"
 
 
 def test_h5_a_node_bump_pulls_less_than_20_mb_again(real_images: RealImages, cpu: str) -> None:

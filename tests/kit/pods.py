@@ -108,6 +108,7 @@ def image_site(folder: Path, python: str, behaviour: standin.Orders | None = Non
     (folder / "opt").mkdir(exist_ok=True)
     node = folder / "opt" / "nodes" / "pack" / "pack"
     node.mkdir(parents=True, exist_ok=True)
+    (node / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
     model = folder / "opt" / "models" / "vae" / "baked.bin"
     model.parent.mkdir(parents=True, exist_ok=True)
     model.write_bytes(bytes(10))

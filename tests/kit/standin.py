@@ -19,6 +19,53 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_NODES = r"""
+import importlib.util, logging, os, sys, traceback
+import folder_paths
+
+NODE_CLASS_MAPPINGS = {}
+
+async def load_custom_node(module_path, ignore=frozenset(), module_parent="custom_nodes"):
+    path = module_path if os.path.isfile(module_path) else os.path.join(module_path, "__init__.py")
+    name = module_path.replace(".", "_x_")
+    try:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        NODE_CLASS_MAPPINGS.update(module.NODE_CLASS_MAPPINGS)
+        if hasattr(module, "comfy_entrypoint"):
+            await module.comfy_entrypoint()
+        return True
+    except Exception as error:
+        print(traceback.format_exc(), f"Cannot import {module_path}: {error}", flush=True)
+        return False
+
+def execute_prestartup_scripts():
+    for folder in folder_paths.get_folder_paths("custom_nodes"):
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name, "prestartup_script.py")
+            if os.path.exists(path):
+                try:
+                    spec = importlib.util.spec_from_file_location(path, path)
+                    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+                except Exception as error:
+                    print(f"Failed to execute startup-script: {path} / {error}", flush=True)
+
+async def init_external_custom_nodes():
+    for folder in folder_paths.get_folder_paths("custom_nodes"):
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            wanted = os.path.isdir(path) or name.endswith(".py")
+            if wanted and name != "__pycache__" and not name.endswith(".disabled"):
+                await load_custom_node(path)
+"""
+_FOLDER_PATHS = r"""
+folders = {"custom_nodes": []}
+
+def get_folder_paths(kind):
+    return folders[kind]
+"""
 _MAIN = r"""
 import argparse, base64, getpass, hashlib, heapq, http.server, json, os, pathlib, signal, sys, threading, time
 
@@ -46,6 +93,16 @@ healed = (nodes_off and orders["heals_in_safe_mode"]) or f'"{orders["heals_with_
 if orders["die"] is not None and not healed:
     print("stand-in dies", flush=True)
     os._exit(orders["die"])
+
+import asyncio, folder_paths, nodes
+base = pathlib.Path(options.base_directory or pathlib.Path(__file__).parent)
+if options.extra_model_paths_config:
+    extra = json.loads(pathlib.Path(options.extra_model_paths_config).read_text()).values()
+    folder_paths.folders["custom_nodes"] += [each["custom_nodes"] for each in extra if "custom_nodes" in each]
+folder_paths.folders["custom_nodes"].append(str(base / "custom_nodes"))
+if not nodes_off:
+    nodes.execute_prestartup_scripts()
+    asyncio.run(nodes.init_external_custom_nodes())
 
 def is_mute():
     later = orders["mute_later"]
@@ -133,7 +190,8 @@ def look(path):
             return 200, {name: history[name]} if name in history else {}
         queue = {"queue_running": list(running) + [0] * orders["busy"], "queue_pending": list(pending) + more}
         remaining = {"exec_info": {"queue_remaining": sum(map(len, queue.values()))}}
-        body = {"/system_stats": {"system": {}}, "/queue": queue, "/prompt": remaining,
+        body = {"/system_stats": {"system": {}}, "/object_info": dict.fromkeys(nodes.NODE_CLASS_MAPPINGS),
+                "/queue": queue, "/prompt": remaining,
                 "/history": dict(list(history.items())[-int(query or 0):])}.get(route)
         return (404, None) if body is None else (200, body)
 
@@ -248,6 +306,8 @@ def tree(folder: Path, *, release: str = "1") -> Path:
     for name in ("comfy/ldm", "custom_nodes", "models/checkpoints", "input", "output", "user"):
         (folder / name).mkdir(parents=True)
     (folder / "main.py").write_text(_MAIN)
+    (folder / "nodes.py").write_text(_NODES)
+    (folder / "folder_paths.py").write_text(_FOLDER_PATHS)
     (folder / "comfyui_version.py").write_text(f'__version__ = "{release}"\n')
     (folder / "comfy" / "__init__.py").write_text("")
     (folder / "comfy" / "ldm" / "model.py").write_text("LAYERS = 12\n" * 200)

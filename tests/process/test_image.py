@@ -214,7 +214,7 @@ def test_where_the_link_may_not_be_changed_it_is_said_and_no_problem(site: Site)
 def test_f9_baked_nodes_and_models_are_used_where_they_are(site: Site) -> None:
     with boot(site) as pod:
         status = pod.wait_for("ready")
-        assert [(row["name"], row["state"]) for row in status["nodes"]] == [("pack", "baked")]
+        assert [(row["name"], row["state"]) for row in status["nodes"]] == [("pack", "loaded")]
         argv = site.starts()[0]["argv"]
         given = json.loads((site.layout.records / "extra_model_paths.yaml").read_text())
         assert argv[argv.index("--extra-model-paths-config") + 1] == str(site.layout.extra_paths)
@@ -228,7 +228,7 @@ def test_f9_only_one_folder_mounted_still_gives_a_pod_with_the_baked_nodes(site:
     (site.layout.comfyui / name).mkdir(parents=True)
     with boot(site) as pod:
         status = pod.wait_for("ready")
-        assert [(row["name"], row["state"]) for row in status["nodes"]] == [("pack", "baked")]
+        assert [(row["name"], row["state"]) for row in status["nodes"]] == [("pack", "loaded")]
         assert "seeded ComfyUI 1" in status["stages"][0]["detail"]
         assert pod.stop() == 0
 

@@ -172,7 +172,7 @@ def test_an_empty_store_with_no_network_names_every_source_and_leaves_nothing(tm
     assert not (tmp_path / "workspace" / "ComfyUI").exists()
 
 
-def test_e1_a_node_that_exits_at_import_leads_to_safe_mode(site: RealSite) -> None:
+def test_e1_a_node_that_ends_comfyui_at_import_is_left_out(site: RealSite) -> None:
     site.up()
     site.down()
     node = site.layout.comfyui / "custom_nodes" / "deadly"
@@ -181,10 +181,10 @@ def test_e1_a_node_that_exits_at_import_leads_to_safe_mode(site: RealSite) -> No
     envelope = site.up()
     status = envelope["data"]["status"]
     assert envelope["status"] == "partial"
-    assert status["services"][0]["safe_mode"] is True
-    assert status["services"][0]["restarts"] == 3
-    assert status["nodes"] == [{"name": "deadly", "state": "present", "reason": ""}]
-    assert any(problem["code"] == "safe-mode" for problem in status["problems"])
+    assert status["services"][0]["safe_mode"] is False
+    assert status["services"][0]["restarts"] == 1
+    reason = "ComfyUI ended with 7 while it was loaded"
+    assert status["nodes"] == [{"name": "deadly", "state": "aside", "reason": reason}]
     shutil.rmtree(node)
 
 

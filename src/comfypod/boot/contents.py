@@ -25,13 +25,24 @@ def list_nodes(context: Context, view: StageView) -> str:
     del view
     assert context.core is not None  # noqa: S101 - the workspace stage has run
     folder = context.core.base / "custom_nodes"
-    rows = context.health.nodes = listing.rows(context.layout, folder, context.pod.nodes)
-    baked = {row["name"] for row in rows[: len(context.pod.nodes)] if row["state"] == "baked"}
+    found = listing.rows(context.layout, folder, context.pod.nodes)
+    baked = {row["name"] for row in found[: len(context.pod.nodes)] if row["state"] == "baked"}
     used = [node for node in context.pod.nodes if node.name in baked]
+    own = [row for row in found[len(context.pod.nodes) :] if row["state"] in ("present", "disabled")]
+    live = (folder / row["name"] for row in own if row["state"] == "present")
+    context.node_paths = (*(Path(node.path) for node in used), *live)
+    context.health.nodes = [_as_loaded(context, row) for row in found]
     context.extra_paths = _write_extra_paths(context, used)
     brought = f", {len(used)} of the image's own" if context.pod.nodes else ""
-    own = [row for row in rows[len(context.pod.nodes) :] if row["state"] in ("present", "disabled")]
     return f"{len(own)} in custom_nodes{brought}"
+
+
+def _as_loaded(context: Context, row: dict[str, str]) -> dict[str, str]:
+    """Return a node as `/status` shows it: one that ComfyUI has loaded, or not, by what became of it."""
+    if row["state"] not in ("present", "baked"):
+        return row
+    state, reason = context.node_outcomes.get(row["name"], (row["state"], row["reason"]))
+    return {**row, "state": state, "reason": reason}
 
 
 def switch_node(context: Context, name: str, *, on: bool) -> str:
@@ -45,7 +56,11 @@ def switch_node(context: Context, name: str, *, on: bool) -> str:
         raise UsageError("the nodes are not known yet", "wait until the stages of the boot are done")
     folder, baked = context.core.base / "custom_nodes", [node.name for node in context.pod.nodes]
     with storage_errors(f"cannot switch the node {name}"):
-        bare = listing.switch(folder, name, baked, on=on)
+        if on and any(row["name"] == name and row["state"] == "aside" for row in context.health.nodes):
+            context.allow_node(name)
+            bare = name
+        else:
+            bare = listing.switch(folder, name, baked, on=on)
         list_nodes(context, StageView("nodes"))
     return f"{bare} is {'on' if on else 'off'} from ComfyUI's next start on"
 

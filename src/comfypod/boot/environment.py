@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.environment import layer as layers
+from comfypod.environment import requests
 from comfypod.environment.look import look
 from comfypod.environment.mirror import mirror
 from comfypod.environment.relocate import relocate
-from comfypod.errors import InstallError, Problem
+from comfypod.environment.safety import clean
+from comfypod.environment.succession import is_behind, put_by
+from comfypod.environment.transaction import recover
+from comfypod.errors import ComfypodError, InstallError, Problem
 from comfypod.files import storage_error
 
 if TYPE_CHECKING:
@@ -31,26 +34,57 @@ def prepare_environment(context: Context, view: StageView) -> str:
     layer = layers.layer_of(context.pod, context.layout)
     try:
         found = _in_place(context, layer)
-    except (OSError, InstallError) as error:
+    except (OSError, ComfypodError) as error:
         context.warn(_unused(layer, error))
         return f"torch {context.pod.torch}, without the packages of the volume"
     _use(context, layer, found)
     return f"torch {context.pod.torch}{found.summary}"
 
 
-def _unused(layer: Layer, error: OSError | InstallError) -> Problem:
-    told = error if isinstance(error, InstallError) else storage_error(error, "it cannot be made")
+def _unused(layer: Layer, error: OSError | ComfypodError) -> Problem:
+    told = error if isinstance(error, ComfypodError) else storage_error(error, "it cannot be made")
     return Problem(told.code, f"packages of {layer.root} are not used: {told.message}", told.hint)
 
 
 def _in_place(context: Context, layer: Layer) -> Look:
-    """Make the layer where there is none, mend what can be mended, and look at what is in it."""
-    if layers.read_marker(layer) is None:
-        layers.create(layer)
-    relocate(layer, context.layout.root)
-    found = look(layer)
+    """Make the layer where there is none, mend what can be mended, and look at what is in it.
+
+    Where nothing was installed since the last boot, this reads a marker and looks at a few names. Nothing of the layer
+    is started before it was looked at: any start of Python runs what lies there.
+    """
+    layout = context.layout
+    for line in recover(layer, layout):
+        context.console.line(f"  {line}")
+    if (marker := layers.read_marker(layer)) is None or marker.get("rebuild"):
+        _make(context, layer)
+    relocate(layer, layout.root)
+    requests.note_found(layer, layout)
+    for problem in clean(layer, layout, look(layer)):
+        context.warn(problem)
+    if is_behind(layer, layout):
+        complete(context, layer)
     mirror(layer)
-    return found
+    return look(layer)
+
+
+def _make(context: Context, layer: Layer) -> None:
+    """Make a layer: empty where nobody has asked for anything, else from what the layer before has, with no network."""
+    put_by(layer)
+    if requests.read(context.layout):
+        complete(context, layer)
+    else:
+        layers.create(layer)
+
+
+def complete(context: Context, layer: Layer) -> None:
+    """Give a layer what was asked for, as far as that can be had without a network."""
+    from comfypod.boot.wanted import installer_environ, lacking
+    from comfypod.environment.rebuild import previous_of, rebuild
+
+    before = previous_of(layer, context.layout)
+    done = rebuild(layer, context.layout, before, network=False, environ=installer_environ(context, layer))
+    for line, why in done.missing:
+        context.warn(lacking(line, why))
 
 
 def _use(context: Context, layer: Layer, found: Look) -> None:
@@ -59,14 +93,3 @@ def _use(context: Context, layer: Layer, found: Look) -> None:
     context.pod = replace(context.pod, python=str(layer.python))
     context.environ = {**context.environ, **layer.environ(context.layout.cache)}
     context.health.environment = {"key": layer.key, "torch": context.pod.torch, "changed": found.rows}
-
-
-async def finish(context: Context) -> None:
-    """Do what can wait until ComfyUI does not: let uv see the image's packages."""
-    if context.layer is None:
-        return
-    try:
-        await asyncio.to_thread(layers.put_stubs, context.layer)
-    except OSError as error:
-        told = storage_error(error, f"uv may install again what the image has: {context.layer.site} cannot be written")
-        context.warn(Problem(told.code, told.message, told.hint))

@@ -102,7 +102,7 @@ class Health:
             return "failed"
         if not self.critical():
             return "preparing"
-        if not all(service.state is State.READY for service in self.critical()):
+        if not all(service.state is State.READY and service.attempts.search is None for service in self.critical()):
             return "starting"
         return "ready" if all(check.well for check in self.checks.values()) else "degraded"
 
@@ -136,7 +136,11 @@ class Health:
             for stage in self.stages
             if stage.state == "running"
         ]
-        waiting = [sentence(service) for service in self.critical() if service.state is not State.READY]
+        waiting = [
+            sentence(service)
+            for service in self.critical()
+            if service.state is not State.READY or service.attempts.search is not None
+        ]
         return running + waiting or [f"the pod is {self.phase}"]
 
     def snapshot(self) -> dict[str, Any]:
@@ -182,7 +186,11 @@ def sentence(service: Supervised) -> str:
         ended = f" after it ended with {code if code >= 0 else f'signal {-code}'}"
         if service.cause is not None:
             ended = f" after it {service.cause.told}"
+    if service.attempts.search is not None:
+        ended = f" without {len(service.attempts.search.left_out)} nodes, to find the one that ends it"
     match service.state:
+        case State.READY:
+            return f"{name} runs{ended}"
         case State.STARTING:
             return f"{name} is starting{ended}"
         case State.WAITING:

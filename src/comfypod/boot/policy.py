@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from comfypod.boot import suspects
+
 CAUSES = ("exit", "signal", "out-of-memory", "wedged", "asked")
-_FIRST_DELAY = 1.0
+FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 
 
@@ -21,12 +23,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """A service's history: quick deaths in a row, and whether safe mode is on."""
+    """A service's history: quick deaths in a row, whether safe mode is on, and the search for a node that ends it."""
 
     quick: int = 0
     safe_mode: bool = False
     gave_up: bool = False
     delay: float = 0.0
+    search: suspects.Search | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +41,35 @@ class Cause:
     hint: str
 
 
-def after_death(attempts: Attempts, limits: Limits, ready_seconds: float | None) -> Attempts:
+def after_death(
+    attempts: Attempts, limits: Limits, ready_seconds: float | None, changed: tuple[str, ...] = ()
+) -> Attempts:
     """Return the next history after one death; `ready_seconds` is None when the service never was ready.
 
     The delay doubles from one second to a minute. After `quick_deaths` in a row a service that has a safe mode is
-    started in it; after `safe_deaths` more, or without one, it is given up.
+    started without some of the nodes in `changed`, until those that end it are found. Where that does not help it is
+    started in safe mode; after `safe_deaths` more, or without one, it is given up.
     """
     if ready_seconds is not None and ready_seconds >= limits.quick_seconds:
-        return Attempts(safe_mode=attempts.safe_mode, delay=_FIRST_DELAY)
+        return Attempts(safe_mode=attempts.safe_mode, delay=FIRST_DELAY)
+    if attempts.search is not None:
+        return searched(attempts.search, died=True)
     quick = attempts.quick + 1
-    delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (quick - 1))
+    delay = min(_LONGEST_DELAY, FIRST_DELAY * 2.0 ** (quick - 1))
     if attempts.safe_mode:
         return replace(attempts, quick=quick, delay=delay, gave_up=quick >= limits.safe_deaths)
-    if quick < limits.quick_deaths:
-        return replace(attempts, quick=quick, delay=delay)
-    if limits.has_safe_mode:
-        return Attempts(safe_mode=True, delay=_FIRST_DELAY)
-    return replace(attempts, quick=quick, delay=delay, gave_up=True)
+    if quick < limits.quick_deaths or not limits.has_safe_mode:
+        return replace(attempts, quick=quick, delay=delay, gave_up=quick >= limits.quick_deaths)
+    search = suspects.begun(changed) if changed else None
+    return Attempts(safe_mode=search is None, delay=FIRST_DELAY, search=search)
+
+
+def searched(search: suspects.Search, *, died: bool) -> Attempts:
+    """Return the next history after a start of a search: on with it, or safe mode when it is not these nodes."""
+    step = suspects.after(search, died=died)
+    if step.state == "hopeless":
+        return Attempts(safe_mode=True, delay=FIRST_DELAY)
+    return Attempts(delay=FIRST_DELAY, search=step)
 
 
 def exit_code(returncode: int) -> int:

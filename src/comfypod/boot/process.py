@@ -52,10 +52,15 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 
+def _by_policy(service: Supervised, served: float | None) -> Attempts:
+    return after_death(service.attempts, service.service.limits, served)
+
+
 class Supervised:
     """Runs one service until told to stop: starts it, watches it, restarts it after a growing pause.
 
     `prompts` is written by whoever asks ComfyUI for its queue. `cause` is why the last run was killed, where known.
+    `decide` says what follows a death, by the seconds that the run had served.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Supervised:
         output: Callable[[bytes], None],
         changed: Callable[[Supervised], None],
         cgroup: Path = memory.ROOT,
+        decide: Callable[[Supervised, float | None], Attempts] | None = None,
     ) -> None:
         self.service = service
         self.state = State.STOPPED
@@ -75,7 +81,7 @@ class Supervised:
         self.cause: Cause | None = None
         self.prompts = 0
         self.busy = False
-        self._cgroup = cgroup
+        self._cgroup, self._decide = cgroup, decide or _by_policy
         self._silence = silence.begun(0.0)
         self._wedged: Cause | None = None
         self._output = output
@@ -116,7 +122,7 @@ class Supervised:
                 continue
             self.last_exit, self.failing = returncode, True
             self.cause = self._wedged or memory.ran_out(before, memory.read(self._cgroup), returncode)
-            self.attempts = after_death(self.attempts, self.service.limits, self._served_seconds)
+            self.attempts = self._decide(self, self._served_seconds)
             if self.attempts.gave_up:
                 self._move(State.FAILED)
                 return
@@ -208,14 +214,19 @@ class Supervised:
         judgement = silence.judge(self._silence, self.service.wedged_seconds)
         self.busy = judgement == "busy"
         if judgement == "wedged":
-            self._wedged = silence.wedged(self._silence)
-            proc.signal_group(pid, signal.SIGKILL)
+            self.abort(silence.wedged(self._silence))
 
-    async def restart(self, *, safe_mode: bool) -> bool:
+    def abort(self, cause: Cause) -> None:
+        """Kill a child that will not get anywhere, which is a death."""
+        if self._child is not None:
+            self._wedged = cause
+            proc.signal_group(self._child.pid, signal.SIGKILL)
+
+    async def restart(self, attempts: Attempts) -> bool:
         """End the child and start it again at once, which is no death; False when there is no child to end."""
         if self._child is None or self.state not in (State.STARTING, State.READY, State.DEGRADED):
             return False
-        self._asked = Attempts(safe_mode=safe_mode)
+        self._asked = attempts
         await self._end(self._child)
         return True
 

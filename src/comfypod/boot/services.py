@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from comfypod import ports
+from comfypod.boot.guardline import LAUNCHER
 from comfypod.boot.policy import Limits
 from comfypod.ports import http_url, is_loopback
 from comfypod.workspace.children import child_environ
@@ -60,13 +61,15 @@ def comfyui(
     *,
     cpu: bool = False,
     extra_paths: Path | None = None,
+    guard: tuple[int, int] | None = None,
 ) -> Service:
-    """Describe ComfyUI. A launcher of ours, when there is one, goes between Python and `main.py` here.
+    """Describe ComfyUI. With `guard`, descriptors of a `GuardLine`, a launcher of ours stands before `main.py`.
 
     `cpu` is for an image whose GPU is missing, `extra_paths` names the nodes and models of the image. While a new
     release is on trial there is no safe mode: what does not start is taken back.
     """
-    argv = [pod.python, str(core.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
+    launcher = [str(LAUNCHER), ",".join(map(str, guard))] if guard else []
+    argv = [pod.python, *launcher, str(core.core / "main.py"), *pod.comfyui_args, *settings.comfyui_args]
     port = ports.choose_free(20000, settings.port)
     argv += ["--listen", LOOPBACK, "--port", str(port), "--disable-auto-launch"]
     if cpu and "--cpu" not in argv:
@@ -93,6 +96,7 @@ def comfyui(
         critical=True,
         limits=Limits(has_safe_mode=not settings.safe_mode and not core.trial),
         stop_seconds=settings.stop_seconds,
+        keep=guard or (),
         wedged_seconds=settings.wedged_seconds,
     )
 

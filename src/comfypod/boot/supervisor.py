@@ -7,15 +7,14 @@ import errno
 import os
 import signal
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from comfypod import __version__
 from comfypod.boot import httpd, identity, probes, services, trial
+from comfypod.boot.comfyui import Comfyui
 from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
 from comfypod.boot.doorway import NAME, Doorway
-from comfypod.boot.drain import Keeper
 from comfypod.boot.health import Health, StageView, sentence
 from comfypod.boot.logfile import LogFile
 from comfypod.boot.measure import Meter
@@ -23,7 +22,7 @@ from comfypod.boot.presence import Presence
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES
 from comfypod.boot.watch import Watch
-from comfypod.errors import BusyError, ComfypodError, NotRunningError, Problem, ServiceError, UsageError
+from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
 from comfypod.files import storage_error
 from comfypod.result import Result, failure
 from comfypod.workspace import state
@@ -61,7 +60,8 @@ class Supervisor:
         self._layout = layout
         self._stop = asyncio.Event()
         self._signaled: float | None = None
-        self._jupyter_waits = self._finished = False
+        self._jupyter_waits = False
+        self._gathering: asyncio.Task[None] | None = None
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -73,9 +73,9 @@ class Supervisor:
         self._respond = partial(probes.respond, health=self.health, meter=meter)
         self._doorway = Doorway(self._context, self, self._respond)
         self._presence = Presence(self._context)
-        self._keeper = Keeper(self._context, self._report)
+        self._comfyui = Comfyui(self._context, self)
         for problem in settings.problems:
-            self._report(problem)
+            self.report(problem)
 
     async def run(self) -> Result:
         """Boot, supervise, stop; return how it ended. The exit code is ComfyUI's last failure where it had one.
@@ -91,13 +91,13 @@ class Supervisor:
         server = await self._serve()
         self.health.note("control plane answers")
         self._open_door()
-        booting = self._spawn(self._boot())
+        booting = self.spawn(self._boot())
         await self._stop.wait()
         await self._stop_services(booting)
         self._doorway.close()
         server.close()
         if trial.on_trial(self._context) and self._signaled is not None:
-            await self._noted(trial.forgiven)
+            await self.noted(trial.forgiven)
         self._clean_up()
         return self._result()
 
@@ -117,9 +117,9 @@ class Supervisor:
         talk = asyncio.create_task(self._doorway.run())
         talk.add_done_callback(self._ended)
         self._talk = talk
-        self._run(Supervised(self._doorway.service(), partial(self._output, NAME, None), self._changed))
+        self._run(Supervised(self._doorway.service(), partial(self._output, NAME, None), self.changed))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something beside the rest; a defect in it stops the pod instead of leaving it half alive."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
@@ -160,16 +160,18 @@ class Supervisor:
         if not self.health.critical():
             self._leave(128 + signum)
 
-    def _report(self, problem: Problem) -> None:
+    def report(self, problem: Problem) -> None:
+        """Say what is wrong, in the status and in the log."""
         self.health.report(problem)
         self._console.problem(problem)
 
     async def _boot(self) -> None:
         prepared = await self._stages()
-        await self._noted(lambda _: self._context.lease.run())
+        await self.noted(lambda _: self._context.lease.run())
         if prepared and not self._stop.is_set():
+            await self._comfyui.prepare()
             self.health.note("stages done")
-            self._spawn(Watch(self._context, self._lost).run(self._stop))
+            self.spawn(Watch(self._context, self._lost).run(self._stop))
             self._start_services()
 
     async def _stages(self) -> bool:
@@ -198,7 +200,7 @@ class Supervisor:
     def _stage_failed(self, stage: Stage, view: StageView, error: ComfypodError) -> None:
         view.state, view.detail = ("failed" if stage.policy == "stop" else "degraded"), error.message
         for problem in error.problems:
-            self._report(problem)
+            self.report(problem)
         if stage.policy == "stop":
             self._fail(error)
 
@@ -218,7 +220,7 @@ class Supervisor:
     def _lost(self, error: HostError) -> None:
         """End the pod, whatever `on_failure` says: nothing in it can mend this, but its orchestrator can."""
         for problem in error.problems:
-            self._report(problem)
+            self.report(problem)
         self.health.failed, self._failure = error.message, error
         self._stop.set()
         limit = 2 * self._settings.stop_seconds + _UNKILLABLE_SECONDS
@@ -237,45 +239,15 @@ class Supervisor:
         self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode("utf-8", "backslashreplace")))
 
     def _start_services(self) -> None:
-        self._start_comfyui()
+        self._comfyui.start()
         self._jupyter_waits = True
         if len(os.sched_getaffinity(0)) >= _ENOUGH_CORES:
             self._start_jupyter()
         else:
             asyncio.get_running_loop().call_later(_JUPYTER_LATEST_SECONDS, self._start_jupyter)
 
-    def _start_comfyui(self) -> None:
-        context = self._context
-        assert context.core is not None  # noqa: S101 - the workspace stage has run
-        self._start(
-            services.comfyui(
-                context.pod, self._settings, context.core, context.environ,
-                cpu=context.cpu, extra_paths=context.extra_paths,
-            )
-        )  # fmt: skip
-
-    async def _go_back(self, failed: Supervised) -> None:
-        """Take back an upgrade whose ComfyUI does not start."""
-        try:
-            said = await asyncio.to_thread(trial.take_back, self._context, sentence(failed))
-        except ComfypodError as error:
-            self._given_up(failed, final=True)
-            self._report(Problem(error.code, error.message, error.hint))
-            return
-        for problem in said:
-            self._report(problem)
-        self.health.services.remove(failed)
-        if not self._stop.is_set():
-            self._start_comfyui()
-
-    async def _settle(self, service: Supervised) -> None:
-        """Keep an upgrade whose ComfyUI was ready."""
-        trial.passed(self._context)
-        limits = replace(service.service.limits, has_safe_mode=not self._settings.safe_mode)
-        service.service = replace(service.service, limits=limits)
-        await self._noted(trial.settled)
-
-    async def _noted(self, note: Callable[[Layout], None]) -> None:
+    async def noted(self, note: Callable[[Layout], None]) -> None:
+        """Write to the workspace; a disk that refuses is a problem and no more."""
         try:
             await asyncio.to_thread(note, self._layout)
         except OSError as error:
@@ -283,18 +255,13 @@ class Supervisor:
 
     def _was_ready(self, service: Supervised) -> None:
         self.health.settle(service.service.name)
-        if service.service.critical and trial.on_trial(self._context):
-            self._spawn(self._settle(service))
-        if service.service.critical and not self._stop.is_set():
-            self._spawn(self._keeper.resume(service))
+        if service.service.critical:
+            self._comfyui.was_ready(service)
 
-    def _given_up(self, service: Supervised, *, final: bool = False) -> None:
-        if service.service.critical and trial.on_trial(self._context) and not final:
-            self._spawn(self._go_back(service))
-            return
-        self._report(
-            Problem(service.service.name, sentence(service), f"see {self._layout.logs / service.service.name}.log")
-        )
+    def given_up(self, service: Supervised) -> None:
+        """Report a service that is given up for good; without ComfyUI the pod ends where that was asked for."""
+        name = service.service.name
+        self.report(Problem(name, sentence(service), f"see {self._layout.logs / name}.log"))
         if service.service.critical and self._settings.on_failure == "exit":
             self._stop.set()
 
@@ -304,33 +271,40 @@ class Supervisor:
             return
         self._jupyter_waits = False
         try:
-            self._start(services.jupyter(self._context.pod, self._settings, self._context.environ))
+            jupyter = services.jupyter(self._context.pod, self._settings, self._context.environ)
         except BusyError as error:
-            self._report(Problem("jupyter", error.message, error.hint))
+            self.report(Problem("jupyter", error.message, error.hint))
+        else:
+            if jupyter is not None:
+                self.start(jupyter)
 
-    def _finish_environment(self) -> None:
-        if not self._finished:
-            from comfypod.boot.environment import finish
+    def _gather(self) -> None:
+        """Complete packages and nodes, once, now that ComfyUI no longer waits for disk and processor."""
+        if self._gathering is None and self._context.layer is not None and not self._stop.is_set():
+            from comfypod.boot.gather import Gatherer
 
-            self._finished = True
-            self._spawn(finish(self._context))
+            restart = partial(self._comfyui.restart, toggle_safe_mode=False)
+            self._gathering = self.spawn(Gatherer(self._context, restart).run())
 
-    def _start(self, service: services.Service | None) -> None:
-        if service is None:
-            return
+    def start(self, service: services.Service) -> None:
+        """Run a service of the pod, with a log on the workspace."""
         if self._context.in_image:
             identity.renounce()
         self.health.urls[service.name] = self._doorway.url(service.name)
         log = LogFile(self._layout.logs / f"{service.name}.log")
         self._logs.append(log)
-        cgroup = self._context.surroundings.cgroup
-        self._run(Supervised(service, partial(self._output, service.name, log), self._changed, cgroup))
+        output, cgroup = partial(self._output, service.name, log), self._context.surroundings.cgroup
+        decide = self._comfyui.decide if service.critical else None
+        supervised = Supervised(service, output, self.changed, cgroup, decide)
+        if service.critical:
+            self._comfyui.follow(supervised)
+        self._run(supervised)
 
     def _run(self, supervised: Supervised) -> None:
         # The gateway, which is first to start, stays last: so it is last to stop.
         running = self.health.services
         running.insert(max(0, len(running) - 1), supervised)
-        self._spawn(supervised.run())
+        self.spawn(supervised.run())
 
     def _output(self, name: str, log: LogFile | None, data: bytes) -> None:
         if log is not None:
@@ -345,7 +319,8 @@ class Supervisor:
                 )
             )
 
-    def _changed(self, service: Supervised) -> None:
+    def changed(self, service: Supervised) -> None:
+        """Say what follows from a service's new state, and see to it."""
         if service.pid is not None:
             self.health.note(f"{service.service.name} process started")
         self._doorway.push()
@@ -354,24 +329,24 @@ class Supervisor:
             self._was_ready(service)
         if service.service.critical and service.state not in (State.STARTING, State.STOPPING, State.STOPPED):
             self._start_jupyter()
-            self._finish_environment()
+            self._gather()
         if service.cause is not None and service.state in (State.WAITING, State.FAILED):
             self._report_cause(name, service.cause)
         if service.state is State.WAITING:
-            self._report(Problem(name, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
+            self.report(Problem(name, sentence(service), f"its last lines are in {self._layout.logs / name}.log"))
             if attempts.safe_mode and attempts.quick == 0:
-                self._report(_safe_mode_problem(name))
+                self.report(_safe_mode_problem(name))
         elif service.state is State.FAILED:
-            self._given_up(service)
+            (self._comfyui if service.service.critical else self).given_up(service)
         elif service.state is State.DEGRADED:
-            self._report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
+            self.report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
         elif service.service.critical and self.health.answers and self.health.note("ready"):
             self._announce()
 
     def _report_cause(self, name: str, cause: Cause) -> None:
         """Say why a service was killed; that stays when it serves again, the last time for all."""
         self.health.settle(cause.code)
-        self._report(Problem(cause.code, f"{name} {cause.told}", cause.hint))
+        self.report(Problem(cause.code, f"{name} {cause.told}", cause.hint))
 
     def _announce(self) -> None:
         seconds = time.monotonic() - self.health.begun
@@ -386,32 +361,11 @@ class Supervisor:
 
     async def restart_comfyui(self, *, toggle_safe_mode: bool) -> str:
         """Start ComfyUI again, on request."""
-        for service in self.health.critical():
-            safe_mode = service.attempts.safe_mode is not toggle_safe_mode
-            revived = service.revive(safe_mode=safe_mode)
-            if revived:
-                self._spawn(service.run())
-            if revived or await service.restart(safe_mode=safe_mode):
-                return "ComfyUI starts again" + (" without custom nodes" if safe_mode else "")
-        raise NotRunningError("ComfyUI does not run now", "wait until it does, or start the pod again")
+        return await self._comfyui.restart(toggle_safe_mode=toggle_safe_mode)
 
     async def roll_back(self) -> str:
-        """Put the release that is kept in the place of the one that runs, and start its ComfyUI."""
-        context, kept = self._context, trial.take_way_back(self._context)
-        for service in self.health.critical():
-            await service.stop()
-            self.health.services.remove(service)
-        try:
-            core = await asyncio.to_thread(trial.step_back, context, "the pod's page asked for it")
-        except ComfypodError:
-            self.health.workspace["kept"] = kept
-            raise
-        finally:
-            if not self._stop.is_set():
-                self._start_comfyui()
-        for problem in core.problems:
-            self._report(problem)
-        return f"ComfyUI {core.version} starts; `comfypod workspace upgrade` brings {context.pod.comfyui_version} again"
+        """Go back to the release that the volume keeps, on request."""
+        return await self._comfyui.roll_back()
 
     async def new_token(self) -> str:
         """Replace the token; sessions of the old one are over."""
@@ -431,17 +385,20 @@ class Supervisor:
         *services, gateway = self.health.services
         # The rest stops while ComfyUI drains: docker's ten seconds are for both.
         others = [service.stop() for service in services if not service.service.critical]
-        await asyncio.gather(*others, *map(self._keeper.drain, self.health.critical()))
+        await asyncio.gather(*others, *map(self._comfyui.drain, self.health.critical()))
         for service in self.health.critical():
             await service.stop()
         self._doorway.end()
         await gateway.stop()
+        self._comfyui.close()
+        if self._gathering is not None:
+            self._gathering.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._talk.cancel()
         await asyncio.gather(self._talk, return_exceptions=True)
         if left := await asyncio.to_thread(self._presence.end_orphans):
             self._console.line(f"ended {left} processes that services had left running")
-        if defects := [result for result in results if isinstance(result, BaseException)]:
+        if defects := [result for result in results if isinstance(result, BaseException) and not _cancelled(result)]:
             self._clean_up()
             raise defects[0]
 
@@ -455,6 +412,10 @@ class Supervisor:
 
 def _work(stage: Stage, context: Context, view: StageView) -> str:
     return stage.work(context, view)
+
+
+def _cancelled(result: BaseException) -> bool:
+    return isinstance(result, asyncio.CancelledError)
 
 
 def _safe_mode_problem(name: str) -> Problem:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, str]
 # States of the record in which there is no folder that speaks for itself.
+# The one node in `custom_nodes` that is part of ComfyUI.
+COMFYUIS_OWN = "websocket_image_save.py"
 _ABSENT = frozenset({"installing", "placing", "failed", "incomplete"})
 
 
@@ -85,7 +87,7 @@ def _own(name: str, known: dict[str, record.Entry]) -> Row:
 
 
 def _is_node(entry: os.DirEntry[str]) -> bool:
-    if entry.name.startswith((".", "__")) or entry.name == "websocket_image_save.py" or place.is_waiting(entry.name):
+    if entry.name.startswith((".", "__")) or entry.name == COMFYUIS_OWN or place.is_waiting(entry.name):
         return False
     return entry.is_dir() or entry.name.endswith((".py", place.OFF))
 

@@ -118,6 +118,11 @@ class Layout:
         return self.root / "comfypod.toml"
 
     @property
+    def node_starts(self) -> Path:
+        """Which nodes ComfyUI has been ready with, and which it is not given because they ended it."""
+        return self.records / "node-starts.json"
+
+    @property
     def set_aside(self) -> Path:
         """What was taken out of ComfyUI's sight and can be put back: a folder per thing. Never deleted."""
         return self.records / "set-aside"

@@ -47,3 +47,20 @@ def test_pauses_stay_bounded_and_quick_deaths_alone_end_a_service(runs: list[flo
         if attempts.gave_up:
             assert quick >= min(limits.quick_deaths, limits.safe_deaths)
             return
+
+
+def test_changed_nodes_are_searched_before_safe_mode_and_safe_mode_follows_where_it_is_not_them() -> None:
+    attempts = Attempts()
+    for _ in range(_COMFYUI.quick_deaths):
+        attempts = after_death(attempts, _COMFYUI, None, ("a", "b"))
+    assert attempts.search is not None
+    assert (attempts.search.left_out, attempts.safe_mode, attempts.gave_up) == (frozenset("ab"), False, False)
+    after = after_death(attempts, _COMFYUI, None, ("a", "b"))
+    assert (after.search, after.safe_mode) == (None, True)
+
+
+def test_where_there_is_no_safe_mode_nothing_is_searched() -> None:
+    attempts = Attempts()
+    for _ in range(_JUPYTER.quick_deaths):
+        attempts = after_death(attempts, _JUPYTER, None, ("a",))
+    assert (attempts.search, attempts.gave_up) == (None, True)

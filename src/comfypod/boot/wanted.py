@@ -1,0 +1,65 @@
+"""What a volume wants and does not have yet, got in a thread while ComfyUI runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfypod.boot.context import StageCancelledError
+from comfypod.environment.install import install
+from comfypod.environment.layer import read_marker
+from comfypod.environment.rebuild import previous_of, rebuild
+from comfypod.errors import InstallError, Problem
+from comfypod.nodes import declared
+from comfypod.nodes.decide import Order
+from comfypod.nodes.site import site_of
+from comfypod.nodes.sync import sync
+from comfypod.workspace.children import child_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from comfypod.boot.context import Context
+    from comfypod.environment.layer import Layer
+
+
+def installer_environ(context: Context, layer: Layer) -> Mapping[str, str]:
+    """Return what an installer of ours sees: no secrets, the layer's Python, caches on the volume."""
+    seen = child_environ(context.environ, layer.python, context.layout.root)
+    return {**seen, **layer.environ(context.layout.cache)}
+
+
+def missing_packages(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
+    """Fetch what an earlier boot could not find without a network; return what was added, and what is to be told."""
+    missing = (read_marker(layer) or {}).get("missing")
+    if not missing or context.settings.offline:
+        return (), ()
+    done = rebuild(
+        layer, context.layout, previous_of(layer, context.layout), network=True,
+        environ=installer_environ(context, layer), tick=_stopper(context),
+    )  # fmt: skip
+    return done.installed, tuple(lacking(line, why) for line, why in done.missing)
+
+
+def lacking(line: str, why: str) -> Problem:
+    """Say that a package that was asked for is not there."""
+    return Problem(InstallError.code, f"{line} is not installed: {why}", "`comfypod env rebuild` tries it again")
+
+
+def wanted_nodes(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
+    """Install the nodes that the volume wants; return which are new, and what is to be told."""
+    core, settings = context.core, context.settings
+    assert core is not None  # noqa: S101 - the workspace stage has run
+    wishes, problems = declared.wishes(context.layout.manifest, settings.nodes)
+    if not wishes:
+        return (), problems
+    site = site_of(context.layout, layer, core.core, core.base, context.environ, settings.node_registry)
+    done = sync(site, wishes, install, Order(network=not settings.offline), _stopper(context))
+    return done.changed, (*problems, *done.problems)
+
+
+def _stopper(context: Context) -> Callable[[], None]:
+    def tick() -> None:
+        if context.cancelled():
+            raise StageCancelledError
+
+    return tick
