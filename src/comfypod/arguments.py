@@ -49,6 +49,13 @@ examples:
 Nothing that a user made is ever deleted: changed core files stand in .comfypod/edits, or with the release that is kept.
 """
 
+_ENV_EXAMPLES = """\
+packages are installed with pip or uv in a terminal of the pod, or by ComfyUI-Manager; they stay on the volume:
+  pip install NAME               in JupyterLab's terminal, or docker exec NAME pip ... with the layer's Python
+  comfypod env status            what that has come to
+  comfypod env verify            before asking why a node does not import
+  comfypod env rebuild           when it is beyond mending; what is in the way is kept
+"""
 _NODES_EXAMPLES = """\
 examples:
   comfypod nodes list                                 every node, its state, and why it is not there
@@ -108,6 +115,7 @@ def parser() -> Parser:
     _add_render(verbs)
     _add_workspace(verbs)
     _add_nodes(verbs)
+    _add_env(verbs)
     _add_pod_verbs(verbs)
     return whole
 
@@ -255,6 +263,18 @@ def _add_nodes(verbs: _Verbs) -> None:
     nodes.add_argument("--name", default="", help="with add: the name of its folder (default: the address's last part)")
     nodes.add_argument("--upgrade", action="store_true", help="with sync: look up branches and versions anew")
     _workspace(nodes)
+
+
+def _add_env(verbs: _Verbs) -> None:
+    env = _verb(verbs, "env", "show and mend the Python packages that a workspace adds to its image", _ENV_EXAMPLES)
+    what = (
+        ("status", "what is added, in the place of the image's, asked for, missing"),
+        ("verify", "whether it is whole and torch is the image's"), ("rebuild", "make it anew from what was asked for"),
+    )  # fmt: skip
+    env.add_argument(
+        "what", choices=[name for name, _ in what], help="; ".join(f"{name}: {text}" for name, text in what)
+    )
+    _workspace(env)
 
 
 def _profiles(verb: argparse.ArgumentParser) -> None:

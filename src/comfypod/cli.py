@@ -269,6 +269,15 @@ def _nodes(options: argparse.Namespace, _: Sequence[str], console: Console) -> R
     return nodes.check(layout, names) if what == "check" else nodes.show(layout)
 
 
+def _env(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
+    from comfypod.host import env
+
+    layout = _layout(options)
+    if options.what == "rebuild":
+        return env.rebuild(layout, console)
+    return env.verify(layout) if options.what == "verify" else env.status(layout)
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]] = {
     "up": _up,
     "down": _down,
@@ -280,5 +289,6 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]
     "render": _render,
     "workspace": _volume,
     "nodes": _nodes,
+    "env": _env,
     "health": _health,
 }

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 Origin = Literal["default", "pod.json", "comfypod.toml", "environment", "command line"]
 _Layer = tuple[Origin, "Mapping[str, str]"]
 _BLANK = frozenset({"", "null", "none", "undefined"})
-# Who the services are and who reaches them is not for the volume to say: what runs in the pod writes there.
+# Who the services are, who reaches them and what is installed is not for the volume to say: what runs in the pod
+# writes there.
 _NOT_FROM_VOLUME = frozenset(
     {
-        "auth", "control_listen", "jupyter_listen", "listen", "pgid", "puid", "services", "tls_cert", "tls_key",
-        "trusted_proxies",
+        "auth", "control_listen", "jupyter_listen", "listen", "node_policy", "pgid", "puid", "services", "tls_cert",
+        "tls_key", "trusted_proxies",
     }
 )  # fmt: skip
 _SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)=(?P<port>\d{1,5}):(?P<path>/(?:[A-Za-z0-9._~-]+/)+)")
@@ -236,6 +237,13 @@ TABLE: tuple[Setting, ...] = (
     Setting("control_listen", ("COMFYPOD_CONTROL_LISTEN",), "127.0.0.1", str, "address of the control plane"),
     Setting("control_port", ("COMFYPOD_CONTROL_PORT",), "8189", _port, "port of the control plane"),
     Setting("comfyui_args", ("COMFYPOD_COMFYUI_ARGS",), "", _arguments, "more arguments for ComfyUI's main.py"),
+    Setting(
+        "node_policy",
+        ("COMFYPOD_NODE_POLICY",),
+        "registry",
+        _one_of("locked", "registry", "open"),
+        "what ComfyUI-Manager may install: nothing, what the registry has, or anything (Git addresses and pip too)",
+    ),
     Setting("safe_mode", ("COMFYPOD_SAFE_MODE",), "off", _switch, "start ComfyUI without custom nodes"),
     Setting(
         "auth",
@@ -381,6 +389,7 @@ class Settings:
     control_listen: str
     control_port: int
     comfyui_args: tuple[str, ...]
+    node_policy: str
     safe_mode: bool
     auth: str
     token: str

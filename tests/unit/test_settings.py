@@ -140,7 +140,7 @@ def test_any_environment_resolves_or_is_refused_in_words(environ: dict[str, str]
     assert refused
 
 
-@pytest.mark.parametrize("name", ["puid", "pgid", "auth", "listen", "jupyter_listen", "control_listen"])
+@pytest.mark.parametrize("name", ["puid", "pgid", "auth", "listen", "jupyter_listen", "control_listen", "node_policy"])
 def test_a_volume_cannot_say_who_the_services_are_or_who_reaches_them(tmp_path: Path, name: str) -> None:
     value = {"auth": '"none"', "puid": "0", "pgid": "0"}.get(name, '"0.0.0.0"')
     (tmp_path / "comfypod.toml").write_text(f"[settings]\n{name} = {value}\n")

@@ -8,6 +8,6 @@ STAGES = (
     Stage("workspace", "stop", "volume:prepare_workspace"),
     Stage("gpu", "stop", "fit:check_gpu"),
     Stage("environment", "stop", "environment:prepare_environment"),
-    Stage("nodes", "degrade", "contents:list_nodes"),
+    Stage("nodes", "degrade", "nodes:prepare_nodes"),
     Stage("models", "degrade", "contents:check_models"),
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STUB = "comfypod"
-_PATH_FILE = "_comfypod_image.pth"
+PATH_FILE = "_comfypod_image.pth"
 _WRITERS = 8
 
 
@@ -127,7 +127,7 @@ def lay_out(layer: Layer) -> None:
     make_folder(layer.root / "bin")
     _interpreter(layer)
     (layer.root / "lib64").symlink_to("lib")
-    (layer.site / _PATH_FILE).write_text(f"import site; site.addsitedir({str(layer.image_site)!r})\n", "utf-8")
+    write_path_file(layer)
     write_bounds(layer)
 
 
@@ -162,6 +162,16 @@ def put_stubs(layer: Layer) -> None:
 def _lacks(there: Mapping[str, Dist], dist: Dist) -> bool:
     # What a user has of that name stays, and a stub that was cut short is made again.
     return dist.name not in there or there[dist.name] == dist
+
+
+def path_line(image_site: Path) -> str:
+    """Return what lets Python find the image's packages after the layer's."""
+    return f"import site; site.addsitedir({str(image_site)!r})\n"
+
+
+def write_path_file(layer: Layer) -> None:
+    """Let Python find the image's packages."""
+    write_atomic(layer.site / PATH_FILE, path_line(layer.image_site).encode(), durable=False)
 
 
 def write_bounds(layer: Layer) -> None:

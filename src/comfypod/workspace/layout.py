@@ -123,6 +123,16 @@ class Layout:
         return self.records / "node-starts.json"
 
     @property
+    def manager(self) -> Path:
+        """Which keys of ComfyUI-Manager's configuration are the policy's, and not the user's, with their values."""
+        return self.records / "manager.json"
+
+    @property
+    def denied(self) -> Path:
+        """Packages and nodes that are denied on this volume, beside those that comfypod denies anywhere."""
+        return self.records / "denied.toml"
+
+    @property
     def set_aside(self) -> Path:
         """What was taken out of ComfyUI's sight and can be put back: a folder per thing. Never deleted."""
         return self.records / "set-aside"

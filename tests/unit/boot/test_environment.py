@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
 import pytest
 
-from comfypod.boot.environment import finish, prepare_environment
+from comfypod.boot.environment import prepare_environment
 from comfypod.boot.health import StageView
-from comfypod.environment.layer import read_marker
 from comfypod.errors import InstallError
 from tests.unit.boot.contexts import context_of, prepared
 
@@ -32,9 +30,6 @@ def test_everything_that_is_started_later_runs_in_the_volumes_layer(tmp_path: Pa
     assert context.pod.python == str(context.layer.python)
     assert context.environ["PIP_CONSTRAINT"] == context.environ["UV_CONSTRAINT"] == str(context.layer.constraints)
     assert context.health.environment == {"key": context.layer.key, "torch": "0", "changed": []}
-    assert read_marker(context.layer)["stubs"] is False  # type: ignore[index]
-    asyncio.run(finish(context))
-    assert read_marker(context.layer)["stubs"] is True  # type: ignore[index]
 
 
 def test_a_layer_that_cannot_be_made_is_named_and_the_images_environment_is_used(tmp_path: Path) -> None:
@@ -43,4 +38,3 @@ def test_a_layer_that_cannot_be_made_is_named_and_the_images_environment_is_used
     assert prepare_environment(context, StageView("environment")).endswith("without the packages of the volume")
     assert (context.layer, context.pod.python) == (None, sys.executable)
     assert [problem.code for problem in context.health.problems] == ["storage"]
-    asyncio.run(finish(context))

@@ -1,0 +1,52 @@
+"""The node stage: what may not run is taken out of ComfyUI's sight, and ComfyUI-Manager told its policy, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from comfypod.boot.contents import list_nodes
+from comfypod.errors import Problem, StorageError
+from comfypod.nodes import manager, place
+from comfypod.nodes.denied import set_denied_aside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from comfypod.boot.context import Context
+    from comfypod.boot.health import StageView
+
+_PACKAGE = "comfyui-manager"
+
+
+def prepare_nodes(context: Context, view: StageView) -> str:
+    """Take out of ComfyUI's sight what may not run, finish what was killed, note the nodes that it will find."""
+    core = context.core
+    assert core is not None  # noqa: S101 - the workspace stage has run
+    if core.alone:
+        for problem in _mended(context, core.base / "custom_nodes"):
+            context.warn(problem)
+    return list_nodes(context, view)
+
+
+def _mended(context: Context, nodes: Path) -> Iterator[Problem]:
+    yield from place.settle(context.layout, nodes)
+    yield from set_denied_aside(context.layout, nodes)
+    arguments = (*context.pod.comfyui_args, *context.settings.comfyui_args)
+    if manager.in_use(arguments):
+        yield from _managed(context, manager.user_folder(context.layout, arguments), nodes)
+
+
+def _managed(context: Context, user: Path, nodes: Path) -> Iterator[Problem]:
+    """Bind the packaged Manager to its policy; without one it is not started."""
+    layout = context.layout
+    found = context.layer.image_dists.get(_PACKAGE) if context.layer is not None else None
+    try:
+        yield from manager.apply(layout, user, nodes, found.version if found else "", context.settings.node_policy)
+        yield from manager.set_clones_aside(layout, nodes)
+        yield from manager.set_scripts_aside(layout, user)
+    except StorageError as error:
+        kept = tuple(word for word in context.pod.comfyui_args if not manager.in_use((word,)))
+        context.pod = replace(context.pod, comfyui_args=kept)
+        yield Problem(error.code, f"ComfyUI-Manager is not started: {error.message}", error.hint)
