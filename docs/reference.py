@@ -16,13 +16,16 @@ from comfypod import arguments, errors, settings
 from comfypod.boot.metrics import TABLE as METRICS
 from comfypod.boot.process import MOVES
 from comfypod.boot.stages import STAGES
+from comfypod.environment import denied
 from comfypod.manifest import schema
 from comfypod.manifest.profiles import load_profiles
+from comfypod.nodes.policy import NEWEST, POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from comfypod.manifest.profiles import Profile
+    from comfypod.nodes.policy import Rule
 
 DOCS = Path(__file__).resolve().parent
 TEMPLATES = DOCS.parent / "deploy" / "runpod"
@@ -197,6 +200,27 @@ def states() -> str:
     )
 
 
+def node_policies() -> str:
+    """Render what each policy writes into the configuration of ComfyUI-Manager, and what of the user's may stay."""
+    policies = POLICIES[NEWEST]
+    keys = next(iter(policies.values()))
+    rows = [(code(key), *(_rule(policies[name][key]) for name in policies)) for key in keys]
+    return table((f"key (ComfyUI-Manager {NEWEST})", *map(code, policies)), rows)
+
+
+def _rule(rule: Rule) -> str:
+    others = sorted(rule.allowed - {rule.fill})
+    return code(rule.fill) + (f" (kept: {', '.join(map(code, others))})" if others else "")
+
+
+def denied_list() -> str:
+    """Render the deny list that comes with comfypod."""
+    shipped, _ = denied.load(DOCS / "none")
+    rows = [("package", code(each.name), ", ".join(sorted(each.versions)), each.reason) for each in shipped.packages]
+    rows += [("node", code(each.name), ", ".join(sorted(each.origins)), each.reason) for each in shipped.nodes]
+    return table(("what", "name", "versions, or where it comes from", "why"), rows)
+
+
 def metrics() -> str:
     """Render every metric."""
     rows = [(code(row.name), row.kind, ", ".join(map(code, row.labels)) or "none", row.help) for row in METRICS]
@@ -211,6 +235,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verbs": verbs,
     "stages": stages,
     "states": states,
+    "node-policies": node_policies,
+    "denied": denied_list,
     "metrics": metrics,
 }
 

@@ -1,4 +1,4 @@
-"""The node stage: what may not run is taken out of ComfyUI's sight, and ComfyUI-Manager told its policy, before it starts."""
+"""The node stage: what may not run leaves ComfyUI's sight, and ComfyUI-Manager is told its policy, before a start."""
 
 from __future__ import annotations
 

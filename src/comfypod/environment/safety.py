@@ -114,7 +114,8 @@ def _left_over(layer: Layer, layout: Layout) -> Iterator[Problem]:
     stages = layer.root / _LEAVING
     if stages.is_symlink():
         put_aside(layout, stages, "a link stands where a folder is needed")
-    for name in sorted(os.listdir(stages)) if stages.is_dir() else ():
+    names = sorted(os.listdir(stages)) if stages.is_dir() else []
+    for name in (name for name in names if not name.endswith(".disabled")):
         dist = parse_info(f"{name}.dist-info")
         why = f"{dist or name} was taken out of {layer.root}, and the pod was killed meanwhile"
         stage = stages / name
