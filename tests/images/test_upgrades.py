@@ -18,6 +18,7 @@ import pytest
 
 from tests.kit.comfyui import node
 from tests.kit.real_images import Container, Inside, RealImages, problems, running
+from tests.kit.wheels import build_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,12 +50,13 @@ _DATABASE_TROUBLE = re.compile(
     re.IGNORECASE,
 )
 _MINE = {"MineOne", "MineTwo", "MineThree"}
-# Ends ComfyUI's process before it serves, as a node does that does not suit a new release.
+# Has ComfyUI's process end before it serves and after all nodes are loaded, so that nothing says that it was a node.
 _DEADLY = """
 import os
 import comfyui_version
+import server
 if comfyui_version.__version__ == "{version}":
-    os._exit(1)
+    server.PromptServer.start_multi_address = lambda *_, **__: os._exit(1)
 NODE_CLASS_MAPPINGS = {{}}
 """
 
@@ -180,3 +182,39 @@ def test_b1_an_upgrade_whose_comfyui_does_not_start_is_taken_back_in_a_container
 
 def _restart(images: RealImages, container: Container) -> None:
     subprocess.run([images.engine.program, "restart", container.id], check=True, capture_output=True, timeout=60)
+
+
+_NEEDS = "import kit_extra\nimport kit_more\n"
+
+
+def test_c5_b1_b2_what_a_node_needs_survives_the_container_an_upgrade_and_the_way_back_without_a_network(
+    real_images: RealImages, images: dict[str, str], workspace: Path
+) -> None:
+    volume = ("--network", "none", "-v", f"{workspace}:/workspace")
+    for name in ("kit-extra", "kit-more"):
+        build_wheel(workspace / "wheels", name, "1.0")
+    node = workspace / "ComfyUI" / "custom_nodes" / "needy" / "__init__.py"
+    write(node, _NEEDS + _NODE.format(name="NeedsExtra"))
+    own(workspace)
+    with running(real_images.engine, images[NEW], *volume) as container:
+        status = container.wait_ready()
+        (needy,) = [row for row in status["nodes"] if row["name"] == "needy"]
+        assert (needy["state"], "kit_extra" in needy["reason"]) == ("failed", True)
+        python = f"/workspace/.comfypod/envs/{status['environment']['key']}/bin/python"
+        found = ("--no-index", "--find-links", "/workspace/wheels")
+        for tool in (
+            (python, "-m", "pip", "install", *found, "kit-extra"),
+            ("uv", "pip", "install", "--python", python, *found, "kit-more"),
+        ):
+            done = real_images.engine.exec(container.id, tool, user="1000", environment={"HOME": "/tmp"}, seconds=120)
+            assert done.ok, done.stderr
+    keys = set()
+    for version in (NEW, MIDDLE, NEW):
+        with running(real_images.engine, images[version], *volume) as container:
+            status = container.wait_ready()
+            keys.add(status["environment"]["key"])
+            assert "NeedsExtra" in container.nodes(), status["problems"]
+            changed = {row["name"]: row["state"] for row in status["environment"]["changed"]}
+            assert changed == {"kit-extra": "added", "kit-more": "added"}
+            assert problems(status) == {}
+    assert len(keys) == 2

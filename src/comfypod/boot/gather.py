@@ -14,6 +14,7 @@ from comfypod.boot.errand import Errand
 from comfypod.boot.health import StageView
 from comfypod.boot.process import State
 from comfypod.environment import layer as layers
+from comfypod.environment.look import look
 from comfypod.errors import ComfypodError, Problem
 from comfypod.files import storage_error
 
@@ -77,8 +78,9 @@ class Gatherer:
 
         packages, told = missing_packages(self._context, layer)
         nodes, more = wanted_nodes(self._context, layer)
-        if nodes:
+        if nodes or more:
             list_nodes(self._context, StageView("nodes"))
+        self._context.health.environment["changed"] = look(layer).rows
         return (*packages, *nodes), (*told, *more)
 
 
