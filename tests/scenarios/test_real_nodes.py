@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 
 import pytest
 
@@ -68,7 +69,9 @@ def test_c3_of_twenty_nodes_five_are_hostile_and_fifteen_work(site: RealSite, mo
         }
         assert rows == {name.lower(): ("loaded", "") for name in good}
         named = " ".join(problem["message"] for problem in status["problems"] if problem["code"] == "node")
-        assert all(f"the node {name} " in named for name in _HOSTILE if name != "half" or status is first)
+        unnamed = [name for name in _HOSTILE if f"the node {name} " not in named]
+        # What was set aside at the first boot is no problem of the second any more.
+        assert unnamed == ([] if status is first else ["half"])
     assert good <= set(json.loads(site.client.get("/object_info")))
     # Measured on a quiet machine they are the same; what else a busy one does shall not fail this.
     assert later["boot"]["seconds_to_ready"] < 1.5 * alone + 2
@@ -87,7 +90,7 @@ def test_a_node_that_the_volume_wants_is_installed_once_comfyui_serves_and_needs
     monkeypatch.setenv("COMFYPOD_NODES", f"{wanted.url} {broken.url}")
     monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
     site.up()
-    until(lambda: "Wanted" in json.loads(site.client.get("/object_info")), "the node that is wanted", 180)
+    until(lambda: _has(site, "Wanted"), "the node that is wanted", 180)
     status = site.status()
     rows = {row["name"]: row for row in status["nodes"]}
     assert (rows["wanted"]["state"], rows["broken"]["state"]) == ("loaded", "failed")
@@ -107,3 +110,11 @@ def test_a_node_that_the_volume_wants_is_installed_once_comfyui_serves_and_needs
     assert {row["name"]: row["state"] for row in status["nodes"]}["wanted"] == "loaded"
     assert "Wanted" in json.loads(site.client.get("/object_info"))
     assert [row["name"] for row in status["environment"]["changed"]] == ["kit-extra"]
+
+
+def _has(site: RealSite, name: str) -> bool:
+    try:
+        return name in json.loads(site.client.get("/object_info"))
+    except HTTPError:
+        # It starts again just now.
+        return False
