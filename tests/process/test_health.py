@@ -265,7 +265,9 @@ def test_e7_verbose_probes_say_each_reason_on_a_line(tmp_path: Path) -> None:
 def test_e7_a_pod_without_what_it_requires_is_not_ready_until_it_is_there(tmp_path: Path) -> None:
     wanted = LockedModel("upscaler", "upscale_models", "small.bin", "0" * 64, 10)
     site = Site(tmp_path, settings={"require": "pack, upscaler"}, facts={"models": (wanted,)})
-    (site.layout.comfyui / "custom_nodes" / "pack").mkdir(parents=True)
+    pack = site.layout.comfyui / "custom_nodes" / "pack"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
     with booted(site) as pod:
         assert pod.wait_for("degraded")["reasons"] == ["required: upscaler is missing"]
         assert pod.probe("/readyz") == (503, "degraded")

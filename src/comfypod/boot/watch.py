@@ -24,7 +24,7 @@ _CHECK_SECONDS = 2.0
 _PROBE_SECONDS = 5.0
 _GPU_MISSES = 3
 # States of nodes and models that can be used.
-_THERE = frozenset({"present", "baked"})
+_THERE = frozenset({"present", "baked", "loaded"})
 
 
 def queue_check(prompts: int, limit: int) -> Check:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import copying, files
-from comfypod.errors import NodeError, Problem
+from comfypod.errors import Problem
 from comfypod.nodes import record
 from comfypod.nodes.record import Entry, Record
 from comfypod.wish import is_name
@@ -115,4 +115,4 @@ def _without_half(layout: Layout, path: Path, known: Record) -> Problem:
     place = put_aside(layout, path, "half a clone")
     told = f"the node {path.name} is half a clone, which ComfyUI cannot import; it is in {place} now"
     known.nodes[path.name] = known.nodes.get(path.name, Entry("incomplete")).to("incomplete", told)
-    return Problem(NodeError.code, told, "clone it again, or declare it in comfypod.toml (docs/nodes.md)")
+    return Problem("half-clone", told, "clone it again, or declare it in comfypod.toml (docs/nodes.md)")
