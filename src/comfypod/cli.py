@@ -96,6 +96,8 @@ def _arguments(options: argparse.Namespace, extra: Sequence[str]) -> dict[str, s
             given[name] = str(_expanded(value)) if flag == "workspace" else value
     if getattr(options, "no_jupyter", False):
         given["jupyter"] = "off"
+    if getattr(options, "offline", False):
+        given["offline"] = "on"
     if extra:
         given["comfyui_args"] = shlex.join(extra)
     return given
