@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from comfypod.environment import checks, demands, requests, transaction
 from comfypod.environment import layer as layers
 from comfypod.environment.demands import Refusal, Wanted
+from comfypod.environment.look import look
 from comfypod.environment.resolve import Installer, Sources
+from comfypod.environment.safety import clean
 from comfypod.environment.transaction import recover
 from comfypod.errors import InstallError, IntegrityError, SourceError
 
@@ -76,7 +78,8 @@ def install(
     with transaction.alone(layer) as held:
         uv = Installer(layer, layout.cache, sources or Sources(network), environ, seconds, tick, held)
         transaction.settle(layer, layout)
-        transaction.evict(layer, layout)
+        if layers.read_marker(layer) is not None:
+            clean(layer, layout, look(layer))
         job = _Job(layer, layout, uv, image, note, [], refused)
         try:
             had, unresolved = _admit([party for party, _ in sifted], job.resolve)

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod import files
-from comfypod.environment import dists, protect, requests
-from comfypod.environment.layer import put_stub
+from comfypod.environment import dists, requests
 from comfypod.errors import BusyError
 
 if TYPE_CHECKING:
@@ -139,29 +138,6 @@ def settle(layer: Layer, layout: Layout) -> tuple[str, ...]:
     return ("undid an install that did not get to its end",) if left else ()
 
 
-def evict(layer: Layer, layout: Layout) -> tuple[str, ...]:
-    """Set aside what stands before the image's and may not, whoever installed it; return it.
-
-    The list of a distribution's files leaves last, so that one that was killed is finished by the next.
-
-    Raises:
-        OSError: the disk failed.
-    """
-    found = [dist for dist in requests.added(layer).values() if not protect.is_allowed(layer.image_dists, dist)]
-    for dist in found:
-        place = layout.set_aside / "packages" / layer.key / dist.info.removesuffix(".dist-info")
-        names = sorted(set(_files(layer, dist)), key=lambda name: (name.endswith("/RECORD"), name))
-        for name in names:
-            _discard(layer, name, place)
-        if (stub := _stub_of(layer, dist)) is not None and not (layer.site / stub.info).exists():
-            put_stub(layer, stub)
-    return tuple(map(str, found))
-
-
-def _stub_of(layer: Layer, dist: Dist) -> Dist | None:
-    return layer.image_dists.get(dist.name) or protect.aliases(layer.image_dists).get(dist.name)
-
-
 def _note(layer: Layer) -> Path:
     return layer.root / "installing.json"
 
@@ -239,20 +215,13 @@ def _named(folder: Path, base: str) -> Iterable[str]:
     return [f"{base}/{path.relative_to(folder)}" for path in folder.rglob("*") if not _is_folder(path)]
 
 
-def _discard(layer: Layer, name: str, place: Path | None = None) -> None:
-    """Remove a file, or move it below `place`, and remove the folders that it leaves empty.
-
-    Never through a link that leads out of the layer.
-    """
+def _discard(layer: Layer, name: str) -> None:
+    """Remove a file, and the folders that it leaves empty; never through a link that leads out of the layer."""
     path, top = layer.root / name, layer.root.resolve()
     if not path.parent.resolve().is_relative_to(top):
         return
     with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        if place is None:
-            path.unlink()
-        elif not _is_folder(path):
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            path.rename(place / name)
+        path.unlink()
     folder = path.parent
     with contextlib.suppress(OSError):
         while folder not in (layer.root, layer.site, layer.root / "bin"):
