@@ -143,7 +143,7 @@ def test_c2_a_torch_that_was_installed_past_the_constraints_is_set_aside(volume:
     refused = [
         problem for problem in clean(volume.layer, volume.layout, look(volume.layer)) if problem.code == "refused"
     ]
-    assert [problem.message.split()[0] for problem in refused] == ["opencv-python", "torch"], refused
+    assert [problem.message.split()[0] for problem in refused] == ["opencv-python==1.13", "torch==1.13"], refused
     assert clean(volume.layer, volume.layout, look(volume.layer)) == ()
     assert _torch(volume) == f"{TORCH} 12.8"
     assert volume.value("__import__('cv2').who") == "image"
