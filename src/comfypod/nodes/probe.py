@@ -48,7 +48,7 @@ def _import_comfyui(core: str, arguments: list[str]) -> None:
 
     comfy.options.enable_args_parsing()
     import folder_paths  # type: ignore[import-not-found]  # noqa: F401
-    import nodes  # type: ignore[import-not-found]  # noqa: F401
+    import nodes  # type: ignore[import-not-found]
     import server  # type: ignore[import-not-found]
 
     # Many nodes add routes to it when they are imported.
@@ -56,6 +56,11 @@ def _import_comfyui(core: str, arguments: list[str]) -> None:
     asyncio.set_event_loop(loop)
     server.PromptServer(loop)
     sys.path.insert(0, os.path.join(core, "comfy"))
+    # Nodes lean on modules of ComfyUI's own nodes, which import one another in this order only.
+    for name in ("init_public_apis", "init_builtin_extra_nodes"):
+        done: Any = getattr(nodes, name, lambda: None)()
+        if inspect.isawaitable(done):
+            loop.run_until_complete(done)
 
 
 def _tried(path: str, seconds: float) -> str:
