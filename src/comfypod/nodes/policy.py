@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 SECTION = "default"
 NEWEST = "4.2"
+_RELEASE = re.compile(r"[0-9]+\.[0-9]+")
 # What Manager 4.2 itself writes where nobody has said anything, so that it is nobody's wish.
 DEFAULTS = {
     "security_level": "normal", "network_mode": "public", "allow_git_url_install": "false",
@@ -39,24 +41,25 @@ _NO, _YES, _EITHER = _rule("false"), _rule("true", "false"), _rule("false", "tru
 _NETWORK = _rule("public", "private", "offline")
 _CLOSED = {"allow_git_url_install": _NO, "allow_pip_install": _NO, "bypass_ssl": _NO, "http_channel_enabled": _NO}
 # On loopback `strong` refuses what asks for `middle` or `middle+` (whatever installs, updates or removes), `normal`
-# refuses `high+` (glob/utils/security_utils.py); each flag allows what it names (common/manager_security.py).
-POLICIES: Mapping[str, Mapping[str, Mapping[str, Rule]]] = {
-    NEWEST: {
-        "locked": {"security_level": _rule("strong"), "network_mode": _NETWORK, **_CLOSED},
-        "registry": {"security_level": _rule("normal", "strong"), "network_mode": _NETWORK, **_CLOSED},
-        "open": {
-            "security_level": _rule("normal-", "weak", "normal", "strong"),
-            "network_mode": _rule("public", "private", "offline", "personal_cloud"),
-            "allow_git_url_install": _YES, "allow_pip_install": _YES, "bypass_ssl": _EITHER,
-            "http_channel_enabled": _EITHER,
-        },
+# refuses `high+` (glob/utils/security_utils.py); each flag allows what it names (common/manager_security.py). 4.1 has
+# the same levels (read in 4.1b6) and no flags for Git and pip, which ask for `high+` there.
+_SINCE_4_1: Mapping[str, Mapping[str, Rule]] = {
+    "locked": {"security_level": _rule("strong"), "network_mode": _NETWORK, **_CLOSED},
+    "registry": {"security_level": _rule("normal", "strong"), "network_mode": _NETWORK, **_CLOSED},
+    "open": {
+        "security_level": _rule("normal-", "weak", "normal", "strong"),
+        "network_mode": _rule("public", "private", "offline", "personal_cloud"),
+        "allow_git_url_install": _YES, "allow_pip_install": _YES, "bypass_ssl": _EITHER,
+        "http_channel_enabled": _EITHER,
     },
 }  # fmt: skip
+POLICIES = {NEWEST: _SINCE_4_1, "4.1": _SINCE_4_1}
 
 
 def rules_of(version: str, policy: str) -> tuple[Mapping[str, Rule], bool]:
     """Return what holds for a version of Manager, and whether it is known; an unknown one gets the strictest."""
-    table = POLICIES.get(".".join(version.split(".")[:2]))
+    found = _RELEASE.match(version)
+    table = POLICIES.get(found[0]) if found is not None else None
     return (POLICIES[NEWEST]["locked"], False) if table is None else (table[policy], True)
 
 

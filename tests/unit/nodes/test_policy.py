@@ -79,7 +79,9 @@ def test_what_manager_has_written_of_itself_is_nobodys_wish() -> None:
 
 def test_a_version_that_nobody_has_read_gets_the_strictest_rules() -> None:
     assert rules_of("5.0.0", "open") == (POLICIES[NEWEST]["locked"], False)
-    assert rules_of("4.2.9", "open") == (POLICIES[NEWEST]["open"], True)
+    for known in ("4.2.9", "4.1b6", "4.1"):
+        assert rules_of(known, "open") == (POLICIES[NEWEST]["open"], True)
+    assert rules_of("", "open") == rules_of("4.10", "open") == (POLICIES[NEWEST]["locked"], False)
 
 
 def test_a_file_that_refers_to_itself_over_and_over_does_not_take_for_ever() -> None:
