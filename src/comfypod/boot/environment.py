@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from comfypod.environment.layer import Layer
     from comfypod.environment.look import Look
 
+_COMPLETE_SECONDS = 900.0
+
 
 def prepare_environment(context: Context, view: StageView) -> str:
     """Believe in the environment only when its Python is there, and put the volume's layer of packages over it."""
@@ -52,19 +54,26 @@ def _in_place(context: Context, layer: Layer) -> Look:
     Where nothing was installed since the last boot, this reads a marker and looks at a few names. Nothing of the layer
     is started before it was looked at: any start of Python runs what lies there.
     """
-    layout = context.layout
-    for line in recover(layer, layout):
+    layout, alone = context.layout, context.core is None or context.core.alone
+    for line in recover(layer, layout) if alone else ():
         context.console.line(f"  {line}")
-    if (marker := layers.read_marker(layer)) is None or marker.get("rebuild"):
+    if (marker := layers.read_marker(layer)) is None or (marker.get("rebuild") and alone):
         _make(context, layer)
+    if alone:
+        _mend(context, layer)
+    mirror(layer)
+    return look(layer)
+
+
+def _mend(context: Context, layer: Layer) -> None:
+    """Have a layer that no other pod uses be as it should be here and now."""
+    layout = context.layout
     relocate(layer, layout.root)
     requests.note_found(layer, layout)
     for problem in clean(layer, layout, look(layer)):
         context.warn(problem)
     if is_behind(layer, layout):
         complete(context, layer)
-    mirror(layer)
-    return look(layer)
 
 
 def _make(context: Context, layer: Layer) -> None:
@@ -78,11 +87,14 @@ def _make(context: Context, layer: Layer) -> None:
 
 def complete(context: Context, layer: Layer) -> None:
     """Give a layer what was asked for, as far as that can be had without a network."""
-    from comfypod.boot.wanted import installer_environ, lacking
+    from comfypod.boot.wanted import installer_environ, lacking, stopper
     from comfypod.environment.rebuild import previous_of, rebuild
 
     before = previous_of(layer, context.layout)
-    done = rebuild(layer, context.layout, before, network=False, environ=installer_environ(context, layer))
+    done = rebuild(
+        layer, context.layout, before, network=False, environ=installer_environ(context, layer),
+        seconds=_COMPLETE_SECONDS, tick=stopper(context),
+    )  # fmt: skip
     for line, why in done.missing:
         context.warn(lacking(line, why))
 

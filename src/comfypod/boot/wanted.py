@@ -35,7 +35,7 @@ def missing_packages(context: Context, layer: Layer) -> tuple[tuple[str, ...], t
         return (), ()
     done = rebuild(
         layer, context.layout, previous_of(layer, context.layout), network=True,
-        environ=installer_environ(context, layer), tick=_stopper(context),
+        environ=installer_environ(context, layer), tick=stopper(context),
     )  # fmt: skip
     return done.installed, tuple(lacking(line, why) for line, why in done.missing)
 
@@ -53,11 +53,13 @@ def wanted_nodes(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple
     if not wishes:
         return (), problems
     site = site_of(context.layout, layer, core.core, core.base, context.environ, settings.node_registry)
-    done = sync(site, wishes, install, Order(network=not settings.offline), _stopper(context))
+    done = sync(site, wishes, install, Order(network=not settings.offline), stopper(context))
     return done.changed, (*problems, *done.problems)
 
 
-def _stopper(context: Context) -> Callable[[], None]:
+def stopper(context: Context) -> Callable[[], None]:
+    """Return what ends a work in a thread once the pod is told to stop."""
+
     def tick() -> None:
         if context.cancelled():
             raise StageCancelledError
