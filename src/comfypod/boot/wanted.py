@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from comfypod.boot.context import StageCancelledError
 from comfypod.environment.install import install
 from comfypod.environment.layer import read_marker
 from comfypod.environment.rebuild import previous_of, rebuild
-from comfypod.errors import InstallError, Problem
+from comfypod.errors import InstallError, NodeError, Problem
 from comfypod.nodes import declared
 from comfypod.nodes.decide import Order
 from comfypod.nodes.site import site_of
@@ -16,7 +17,7 @@ from comfypod.nodes.sync import sync
 from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from comfypod.boot.context import Context
     from comfypod.environment.layer import Layer
@@ -51,10 +52,15 @@ def wanted_nodes(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple
     assert core is not None  # noqa: S101 - the workspace stage has run
     wishes, problems = declared.wishes(context.layout.manifest, settings.nodes)
     if not wishes:
-        return (), problems
+        return (), _lasting(problems)
     site = site_of(context.layout, layer, core.core, core.base, context.environ, settings.node_registry)
     done = sync(site, wishes, install, Order(network=not settings.offline), stopper(context))
-    return done.changed, (*problems, *done.problems)
+    return done.changed, _lasting((*problems, *done.problems))
+
+
+def _lasting(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Give problems of installing a code that no start of ComfyUI takes back, as it does with those of loading."""
+    return tuple(replace(each, code="node-install") if each.code == NodeError.code else each for each in problems)
 
 
 def stopper(context: Context) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import json
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from comfypod.errors import Problem, StorageError, UsageError
+from comfypod.errors import NodeError, Problem, StorageError, UsageError
 from comfypod.files import read_small, storage_error, write_atomic
 from comfypod.wish import as_row, of_row
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from comfypod.wish import Wish
 
 
-_CODE = "node-install"
-
-
 def wishes(path: Path, setting: Iterable[Wish]) -> tuple[dict[str, Wish], tuple[Problem, ...]]:
     """Return what is wanted by name, and what is wrong with the rest; a name counts whatever its case."""
     found: dict[str, Wish] = {}
@@ -27,12 +24,12 @@ def wishes(path: Path, setting: Iterable[Wish]) -> tuple[dict[str, Wish], tuple[
     try:
         rows = _rows(_table(_text(path)))
     except (UsageError, StorageError) as error:
-        rows, problems = [], [Problem(_CODE, error.message, error.hint)]
+        rows, problems = [], [Problem(NodeError.code, error.message, error.hint)]
     for index, row in enumerate(rows):
         try:
             wish = of_row(row)
         except ValueError as error:
-            problems.append(Problem(_CODE, f"{path}: node[{index}] is left out: {error}", "mend that table"))
+            problems.append(Problem(NodeError.code, f"{path}: node[{index}] is left out: {error}", "mend that table"))
         else:
             found[wish.name.casefold()] = wish
     found |= {wish.name.casefold(): wish for wish in setting}

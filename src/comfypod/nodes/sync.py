@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from comfypod import files, proc
 from comfypod.environment.demands import Wanted
-from comfypod.errors import BusyError, ComfypodError, HostError, IntegrityError, Problem
+from comfypod.errors import BusyError, ComfypodError, HostError, IntegrityError, NodeError, Problem
 from comfypod.nodes import check, place, record
 from comfypod.nodes.decide import Decision, Order, There, decide, refusal
 from comfypod.nodes.obtain import Staged, obtain
@@ -123,7 +123,7 @@ class _Run:
         due = {wishes[name]: decision for name, decision in plan.items() if decision.action == "fetch"}
         changed = self._carried_out(due) if due else ()
         told = [
-            Problem("node-install", f"node {name} is not installed: {why}", _HINT) for name, why in self._failed.items()
+            Problem(NodeError.code, f"node {name} is not installed: {why}", _HINT) for name, why in self._failed.items()
         ]
         lacking = tuple(name for name, wish in wishes.items() if wish.required and name in self._failed)
         return Synced(changed, dict(self._failed), lacking, (*problems, *told))
