@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from comfypod.files import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _INFO = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_]*)\.dist-info")
+_LARGEST_RECORD = 64 << 20
 _RUNS = re.compile(r"[-_.]+")
 
 
@@ -60,16 +65,19 @@ def files_of(site: Path, dist: Dist) -> Iterator[str]:
     Raises:
         OSError: `RECORD` cannot be read.
     """
-    with (site / dist.info / "RECORD").open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        for row in csv.reader(lines):
+    data = read_small(site / dist.info / "RECORD", _LARGEST_RECORD)
+    try:
+        for row in csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")):
             if row:
                 yield row[0]
+    except csv.Error as error:
+        raise OSError(errno.EINVAL, f"it is no list of files: {error}", str(site / dist.info / "RECORD")) from error
 
 
 def installer(site: Path, dist: Dist) -> str:
     """Return what has installed a distribution: `pip`, `uv`, `comfypod` for a stub; empty when nothing says so."""
     try:
-        return (site / dist.info / "INSTALLER").read_text("utf-8", "replace").strip()
+        return read_small(site / dist.info / "INSTALLER").decode("utf-8", "replace").strip()
     except OSError:
         return ""
 

@@ -98,9 +98,10 @@ def read_marker(layer: Layer) -> dict[str, Any] | None:
     """Return what `create` has written, None where the layer is not complete, or of another schema."""
     try:
         body = json.loads(read_small(layer.marker))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return body if isinstance(body, dict) and body.get("schema") == SCHEMA else None
+    sound = isinstance(body, dict) and body.get("schema") == SCHEMA and isinstance(body.get("root"), str)
+    return body if sound else None
 
 
 def create(layer: Layer) -> None:
@@ -176,8 +177,9 @@ def write_path_file(layer: Layer) -> None:
 
 def write_bounds(layer: Layer) -> None:
     """Write the constraints, also where a pip finds them that was started with no environment of ours."""
-    layer.constraints.write_text("".join(f"{line}\n" for line in protect.constraints(layer.image_dists)), "utf-8")
-    (layer.root / "pip.conf").write_text(f"[global]\nconstraint = {layer.constraints}\n", "utf-8")
+    bounds = "".join(f"{line}\n" for line in protect.constraints(layer.image_dists))
+    write_atomic(layer.constraints, bounds.encode(), durable=False)
+    write_atomic(layer.root / "pip.conf", f"[global]\nconstraint = {layer.constraints}\n".encode(), durable=False)
 
 
 def _interpreter(layer: Layer) -> None:

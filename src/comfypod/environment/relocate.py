@@ -30,7 +30,9 @@ def relocate(layer: Layer, workspace: Path) -> bool:
         return False
     inside = layer.root.relative_to(workspace)
     old = before.removesuffix(f"/{inside}")
-    for path in (*_plain(layer.root / "bin"), *_plain(layer.site, ".pth")):
+    # A marker that was planted names no workspace.
+    known = old != before and old.startswith("/")
+    for path in () if not known else (*_plain(layer.root / "bin"), *_plain(layer.site, ".pth")):
         _rewrite(path, old, str(workspace))
     write_bounds(layer)
     remember(layer)

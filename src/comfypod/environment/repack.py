@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from comfypod.environment import dists
 from comfypod.environment.layer import STUB
 from comfypod.errors import InstallError
+from comfypod.files import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def _tag(site: Path, dist: Dist, python: str) -> str:
     minor = tuple(map(int, python.split(".")))
     fitting = {*tags.cpython_tags(minor), *tags.compatible_tags(minor, f"cp{minor[0]}{minor[1]}")}
     try:
-        lines = (site / dist.info / "WHEEL").read_text("utf-8", "replace").splitlines()
+        lines = read_small(site / dist.info / "WHEEL").decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise InstallError(f"{dist} was not installed from a wheel") from error
     own = [tag for line in lines if line.startswith("Tag:") for tag in tags.parse_tag(line[4:].strip())]
@@ -106,7 +107,7 @@ def _programs(site: Path, dist: Dist) -> set[str]:
     parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string((site / dist.info / "entry_points.txt").read_text("utf-8", "replace"))
+        parser.read_string(read_small(site / dist.info / "entry_points.txt").decode("utf-8", "replace"))
     except (OSError, configparser.Error):
         return set()
     return {name for kind in ("console_scripts", "gui_scripts") if parser.has_section(kind) for name in parser[kind]}

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 
-from comfypod.environment.dists import scan
+from comfypod.environment.dists import files_of, scan
 from comfypod.environment.layer import Layer, create, put_stubs, read_marker
 from comfypod.environment.look import look
 from comfypod.environment.relocate import relocate
@@ -171,3 +172,25 @@ def test_b8_a_layer_works_where_its_volume_is_mounted_now(lab: Lab, tmp_path: Pa
 def test_an_image_without_an_environment_is_named(tmp_path: Path) -> None:
     with pytest.raises(InstallError, match="is no virtual environment"):
         create(Layer(tmp_path / "layer", "k", tmp_path / "nothing"))
+
+
+def test_what_was_planted_in_a_layer_is_neither_waited_for_nor_believed(lab: Lab) -> None:
+    layer = lab.layer()
+    lab.wheel("extra", "1.0")
+    assert lab.run(layer, "pip", "install", "extra").returncode == 0
+    info = layer.site / layer.image_dists["plain"].info
+    for name in (info / "INSTALLER", layer.site / "extra-1.0.dist-info" / "RECORD", layer.constraints):
+        name.unlink()
+        os.mkfifo(name)
+    assert states(layer)["extra"] == "added"
+    with pytest.raises(OSError, match="not a plain file"):
+        list(files_of(layer.site, scan(layer.site)["extra"]))
+    marker = json.loads(layer.marker.read_text())
+    for root in ("/", "", "elsewhere", "/.."):
+        layer.marker.write_text(json.dumps(marker | {"root": root}))
+        before = (layer.root / "bin" / "pip").read_text()
+        assert relocate(layer, lab.workspace)
+        assert (layer.root / "bin" / "pip").read_text() == before
+    for body in ("[" * 100_000, '{"schema": 1, "root": []}', '{"schema": 1}'):
+        layer.marker.write_text(body)
+        assert read_marker(layer) is None
