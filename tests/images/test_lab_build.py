@@ -90,7 +90,7 @@ def test_h2_a_node_without_a_commit_is_refused(docker: Docker, lab: ImageLab) ->
     lab.edit_lock(lambda lock: lock["nodes"][0].update(commit=""))
     done = lab.build(f"{LAB}-no-commit:1")
     assert done.returncode == LockError.exit_code
-    assert f"node {NODE} has neither a commit nor a folder" in said(done)
+    assert f"node {NODE} has not exactly one of a commit, a folder and an archive" in said(done)
 
 
 @pytest.mark.slow  # A whole image, which must start before its nodes are looked at.
