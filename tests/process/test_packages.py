@@ -118,3 +118,21 @@ def test_whatever_lies_where_layers_are_the_pod_comes_up(tmp_path: Path, how: st
         status = pod.wait_for("ready")
         assert bool(status["environment"]["key"]) == (how == "a marker of garbage")
         assert [problem["code"] for problem in status["problems"]] == ([] if marker.exists() else ["storage"])
+
+
+@pytest.mark.parametrize("marker", [b"", b"[1]"])
+def test_a_layer_whose_marker_is_lost_is_set_aside_with_what_a_person_has_installed(
+    tmp_path: Path, marker: bytes
+) -> None:
+    site = Site(tmp_path)
+    with booted(site) as pod:
+        key = pod.wait_for("ready")["environment"]["key"]
+        until(lambda: _stubbed(site), "stubs")
+        _installed(site, pod, "kit-extra")
+        assert pod.stop() == 0
+    (site.layout.envs / key / "layer.json").write_bytes(marker)
+    with booted(site) as pod:
+        status = pod.wait_for("ready")
+        assert any("its marker cannot be read" in problem["message"] for problem in status["problems"])
+        assert list(site.layout.set_aside.rglob("kit_extra.py"))
+        assert status["environment"]["key"] == key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from comfypod.environment.safety import clean
 from comfypod.environment.succession import is_behind, put_by
 from comfypod.environment.transaction import recover
 from comfypod.errors import ComfypodError, InstallError, Problem
-from comfypod.files import storage_error
+from comfypod.files import read_small, storage_error
+from comfypod.workspace.aside import put_aside
 
 if TYPE_CHECKING:
     from comfypod.boot.context import Context
@@ -39,6 +41,11 @@ def prepare_environment(context: Context, view: StageView) -> str:
     except (OSError, ComfypodError) as error:
         context.warn(_unused(layer, error))
         return f"torch {context.pod.torch}, without the packages of the volume"
+    except (ValueError, TypeError, RuntimeError) as error:
+        # What lies on the volume may be anything, and none of it may keep the pod from coming up.
+        told = InstallError(f"what is recorded of it makes no sense: {error}", "`comfypod env rebuild` makes it anew")
+        context.warn(_unused(layer, told))
+        return f"torch {context.pod.torch}, without the packages of the volume"
     _use(context, layer, found)
     return f"torch {context.pod.torch}{found.summary}"
 
@@ -58,7 +65,7 @@ def _in_place(context: Context, layer: Layer) -> Look:
     for line in recover(layer, layout) if alone else ():
         context.console.line(f"  {line}")
     if (marker := layers.read_marker(layer)) is None or (marker.get("rebuild") and alone):
-        _make(context, layer)
+        _make(context, layer, alone=alone)
     if alone:
         _mend(context, layer)
     mirror(layer)
@@ -69,6 +76,7 @@ def _mend(context: Context, layer: Layer) -> None:
     """Have a layer that no other pod uses be as it should be here and now."""
     layout = context.layout
     relocate(layer, layout.root)
+    layers.restore(layer)
     requests.note_found(layer, layout)
     for problem in clean(layer, layout, look(layer)):
         context.warn(problem)
@@ -76,13 +84,26 @@ def _mend(context: Context, layer: Layer) -> None:
         complete(context, layer)
 
 
-def _make(context: Context, layer: Layer) -> None:
+def _make(context: Context, layer: Layer, *, alone: bool) -> None:
     """Make a layer: empty where nobody has asked for anything, else from what the layer before has, with no network."""
-    put_by(layer)
+    if put_by(layer) is None and os.path.lexists(layer.root):
+        _spare(context, layer, alone=alone)
     if requests.read(context.layout):
         complete(context, layer)
     else:
         layers.create(layer)
+
+
+def _spare(context: Context, layer: Layer, *, alone: bool) -> None:
+    """Set aside a layer whose marker is lost, where somebody's packages are in it; one that was never whole may go."""
+    if not alone:
+        raise InstallError("another pod uses it, and it is not complete", "start this pod again when that one is gone")
+    with contextlib.suppress(FileNotFoundError):
+        read_small(layer.marker)
+    if layer.root.is_symlink() or (layer.site.is_dir() and requests.added(layer)):
+        place = put_aside(context.layout, layer.root, "its marker cannot be read")
+        told = f"packages of {layer.root} are in {place}: its marker cannot be read, and it is made anew"
+        context.warn(Problem(InstallError.code, told, "install again what is missing; `comfypod env status` shows it"))
 
 
 def complete(context: Context, layer: Layer) -> None:

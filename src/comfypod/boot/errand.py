@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -41,6 +42,8 @@ class Errand(Generic[_Found_co]):
             result: _Found_co | OSError = self._work()
         except OSError as error:
             result = error
+        except (ValueError, TypeError, RuntimeError) as error:
+            result = OSError(errno.EINVAL, str(error))
         # The loop is closed when the pod has ended meanwhile.
         with contextlib.suppress(RuntimeError):
             found.get_loop().call_soon_threadsafe(found.set_result, result)

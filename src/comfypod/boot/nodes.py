@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.boot.contents import list_nodes
 from comfypod.errors import Problem, StorageError
+from comfypod.files import storage_error
 from comfypod.nodes import manager, place
 from comfypod.nodes.denied import set_denied_aside
 
@@ -31,11 +32,11 @@ def prepare_nodes(context: Context, view: StageView) -> str:
 
 
 def _mended(context: Context, nodes: Path) -> Iterator[Problem]:
-    yield from place.settle(context.layout, nodes)
-    yield from set_denied_aside(context.layout, nodes)
     arguments = (*context.pod.comfyui_args, *context.settings.comfyui_args)
     if manager.in_use(arguments):
         yield from _managed(context, manager.user_folder(context.layout, arguments), nodes)
+    yield from set_denied_aside(context.layout, nodes)
+    yield from place.settle(context.layout, nodes)
 
 
 def _managed(context: Context, user: Path, nodes: Path) -> Iterator[Problem]:
@@ -46,7 +47,12 @@ def _managed(context: Context, user: Path, nodes: Path) -> Iterator[Problem]:
         yield from manager.apply(layout, user, nodes, found.version if found else "", context.settings.node_policy)
         yield from manager.set_clones_aside(layout, nodes)
         yield from manager.set_scripts_aside(layout, user)
-    except StorageError as error:
+    except (StorageError, OSError) as found_wrong:
+        told = (
+            found_wrong
+            if isinstance(found_wrong, StorageError)
+            else storage_error(found_wrong, "its policy is not kept")
+        )
         kept = tuple(word for word in context.pod.comfyui_args if not manager.in_use((word,)))
         context.pod = replace(context.pod, comfyui_args=kept)
-        yield Problem(error.code, f"ComfyUI-Manager is not started: {error.message}", error.hint)
+        yield Problem(told.code, f"ComfyUI-Manager is not started: {told.message}", told.hint)

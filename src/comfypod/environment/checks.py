@@ -93,6 +93,8 @@ def _modules_of(site: Path, prefix: Path, dist: Dist) -> list[str]:
         path = os.path.normpath(site / name)
         if not path.startswith(f"{prefix}{os.sep}"):
             raise InstallError(f"{dist} has a file outside of the environment: {name}")
+        if dists.is_ours(os.path.relpath(path, prefix)):
+            raise InstallError(f"{dist} brings a file of the environment itself: {name}")
         if not os.path.lexists(path):
             raise InstallError(f"{dist} was installed without its file {name}")
     if not names and not _requires(site, dist):

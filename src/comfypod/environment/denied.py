@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from comfypod.environment.dists import Dist
 
-_URL = re.compile(rb"^\s*url\s*=\s*(\S+)\s*$", re.MULTILINE)
+_LARGEST_CONFIG = 1 << 16
+_URL = re.compile(rb"^[ \t]*url[ \t]*=[ \t]*(\S+)[ \t\r]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def _words(row: Any, key: str) -> frozenset[str]:
 def origins(node: Path) -> tuple[str, ...]:
     """Return where a folder's repository was cloned from, by its own account; no Git is run."""
     try:
-        found = _URL.findall(read_small(node / ".git" / "config"))
+        found = _URL.findall(read_small(node / ".git" / "config", _LARGEST_CONFIG))
     except OSError:
         return ()
     return tuple(url.decode("utf-8", "replace") for url in found)

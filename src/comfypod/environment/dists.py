@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _INFO = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_]*)\.dist-info")
+_OURS = frozenset(
+    {"constraints.txt", "installing", "installing.json", "layer.json", "pip.conf", "pyvenv.cfg", "wheels"}
+)
 _LARGEST_RECORD = 64 << 20
 _RUNS = re.compile(r"[-_.]+")
 
@@ -80,6 +83,11 @@ def installer(site: Path, dist: Dist) -> str:
         return read_small(site / dist.info / "INSTALLER").decode("utf-8", "replace").strip()
     except OSError:
         return ""
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path below a layer is part of the environment itself, which no distribution may bring or remove."""
+    return path.partition(os.sep)[0] in _OURS or path.startswith("bin/python")
 
 
 def is_requested(site: Path, dist: Dist) -> bool:

@@ -122,13 +122,15 @@ def lay_out(layer: Layer) -> None:
         InstallError: the image has no environment.
         OSError: the disk failed.
     """
-    if layer.root.exists():
+    if layer.root.is_symlink():
+        layer.root.unlink()
+    elif layer.root.exists():
         remove_tree(layer.root)
     layer.site.mkdir(parents=True)
     make_folder(layer.root / "bin")
-    _interpreter(layer)
+    restore(layer)
+    _programs(layer)
     (layer.root / "lib64").symlink_to("lib")
-    write_path_file(layer)
     write_bounds(layer)
 
 
@@ -140,7 +142,7 @@ def remember(layer: Layer, **facts: Any) -> None:
     """
     known = read_marker(layer) or {}
     place = {"schema": SCHEMA, "key": layer.key, "root": str(layer.root), "image": str(layer.image)}
-    write_atomic(layer.marker, (json.dumps({**known, **place, **facts}, indent=1) + "\n").encode(), durable=False)
+    write_atomic(layer.marker, (json.dumps({**known, **place, **facts}, indent=1) + "\n").encode())
 
 
 def put_stubs(layer: Layer) -> None:
@@ -182,7 +184,34 @@ def write_bounds(layer: Layer) -> None:
     write_atomic(layer.root / "pip.conf", f"[global]\nconstraint = {layer.constraints}\n".encode(), durable=False)
 
 
-def _interpreter(layer: Layer) -> None:
+def restore(layer: Layer) -> None:
+    """Have the layer's Python be the one that the image has here and now, whoever has changed it meanwhile.
+
+    Raises:
+        InstallError: the image has no environment.
+        OSError: the disk failed.
+    """
+    program, config = _base(layer)
+    for name in ("python", "python3", program.name):
+        link = layer.root / "bin" / name
+        if not (link.is_symlink() and link.readlink() == program):
+            link.unlink(missing_ok=True)
+            link.symlink_to(program)
+    wanted = {layer.root / "pyvenv.cfg": config.encode(), layer.site / PATH_FILE: path_line(layer.image_site).encode()}
+    for path, data in wanted.items():
+        if _read(path) != data:
+            write_atomic(path, data, durable=False)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return read_small(path)
+    except OSError:
+        return None
+
+
+def _base(layer: Layer) -> tuple[Path, str]:
+    """Return the program that the image's Python is, and the layer's `pyvenv.cfg`."""
     config = layer.image / "pyvenv.cfg"
     home = next(
         (line.partition("=")[2].strip() for line in config.read_text("utf-8").splitlines() if line.startswith("home")),
@@ -192,10 +221,10 @@ def _interpreter(layer: Layer) -> None:
     program = Path(home) / f"python{version}"
     if not home or not os.access(program, os.X_OK):
         raise InstallError(f"{config} names no Python {version}", "pull the image again, or run `comfypod up`")
-    text = f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n"
-    (layer.root / "pyvenv.cfg").write_text(text, "utf-8")
-    for name in ("python", "python3", f"python{version}"):
-        (layer.root / "bin" / name).symlink_to(program)
+    return program, f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n"
+
+
+def _programs(layer: Layer) -> None:
     for name in ("pip", "pip3"):
         # The image's own would install into the image.
         script = layer.root / "bin" / name

@@ -76,7 +76,7 @@ def rebuild(
         result = _replay(work, rows, lacking)
     finally:
         files.remove_tree(wheels)
-    layers.remember(layer, missing=[list(each) for each in result.missing], stubs=bool(rows))
+    layers.remember(layer, missing=[list(each) for each in result.missing])
     requests.note_found(layer, layout)
     return result
 

@@ -195,7 +195,7 @@ def _files(layer: Layer, dist: Dist) -> Iterator[str]:
     base = layer.site.relative_to(layer.root)
     for name in {*_recorded(layer, dist), *_named(layer.site / dist.info, dist.info)}:
         path = os.path.normpath(base / name)
-        if path.startswith(("..", os.sep)):
+        if path.startswith(("..", os.sep)) or dists.is_ours(path):
             continue
         yield path
         if path.endswith(".py"):

@@ -117,7 +117,6 @@ def rebuild(layout: Layout, console: Console) -> Result:
         StorageError: the layer was never made, or the disk failed.
     """
     layer, _ = _made(layout)
-    become_owner(layout)
     if run.running(layout.run_record) is not None:
         with storage_errors(f"cannot write {layer.marker}"):
             layers.remember(layer, rebuild=True)
@@ -139,6 +138,7 @@ def rebuild(layout: Layout, console: Console) -> Result:
 def _made(layout: Layout) -> tuple[Layer, dict[str, Any]]:
     """Return the layer of the image that would boot, and what is remembered of it."""
     ensure_there(layout)
+    become_owner(layout)
     layer = layers.layer_of(pod_of(layout), layout)
     marker = layers.read_marker(layer)
     if marker is None:

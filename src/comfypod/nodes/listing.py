@@ -25,7 +25,7 @@ _ABSENT = frozenset({"installing", "placing", "failed", "incomplete"})
 def rows(layout: Layout, folder: Path, baked: Sequence[BakedNode]) -> list[Row]:
     """Return a row for each node: `name`, `state`, `reason`; those of the image first."""
     found = entries(folder)
-    taken = {entry.name.casefold() for entry in found if entry.is_dir() or entry.name.endswith(place.OFF)}
+    taken = {entry.name.casefold() for entry in found if _is_folder(entry) or entry.name.endswith(place.OFF)}
     ours = [_row(node.name, *_covered(node, taken)) for node in baked]
     known = record.read(layout).nodes
     own = [_own(entry.name, known) for entry in found if _is_node(entry)]
@@ -89,7 +89,14 @@ def _own(name: str, known: dict[str, record.Entry]) -> Row:
 def _is_node(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith((".", "__")) or entry.name == COMFYUIS_OWN or place.is_waiting(entry.name):
         return False
-    return entry.is_dir() or entry.name.endswith((".py", place.OFF))
+    return _is_folder(entry) or entry.name.endswith((".py", place.OFF))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _covered(node: BakedNode, taken: set[str]) -> tuple[str, str]:

@@ -35,9 +35,13 @@ def is_waiting(name: str) -> bool:
 def is_half(path: Path) -> bool:
     """Whether a folder is what a clone leaves that was killed: Git's own and no index, or one that is being written."""
     git = path / ".git"
-    if not git.is_dir() or git.is_symlink() or (git / "index").exists():
+    try:
+        if not git.is_dir() or git.is_symlink() or (git / "index").exists():
+            return False
+        return (git / "index.lock").exists() or os.listdir(path) == [".git"]
+    except OSError:
+        # What cannot be looked into is not ours to judge.
         return False
-    return (git / "index.lock").exists() or os.listdir(path) == [".git"]
 
 
 def put(layout: Layout, folder: Path, name: str, staged: Path, entry: Entry, known: Record) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod.environment.dists import files_of, scan
-from comfypod.environment.layer import Layer, create, put_stubs, read_marker
+from comfypod.environment.layer import Layer, create, put_stubs, read_marker, restore
 from comfypod.environment.look import look
 from comfypod.environment.relocate import relocate
 from comfypod.errors import InstallError
@@ -194,3 +194,18 @@ def test_what_was_planted_in_a_layer_is_neither_waited_for_nor_believed(lab: Lab
     for body in ("[" * 100_000, '{"schema": 1, "root": []}', '{"schema": 1}'):
         layer.marker.write_text(body)
         assert read_marker(layer) is None
+
+
+def test_a_python_that_was_taken_away_or_belongs_to_another_place_is_put_back(lab: Lab) -> None:
+    layer = lab.layer()
+    layer.python.unlink()
+    (layer.root / "bin" / "python3").unlink()
+    (layer.root / "bin" / "python3").symlink_to("/no/such/python")
+    (layer.root / "pyvenv.cfg").write_text("home = /nowhere\n")
+    path_file = next(layer.site.glob("_comfypod_image.pth"))
+    path_file.write_text("import os; os._exit(7)\n")
+    restore(layer)
+    assert lab.said(layer, "import plain; print(plain.__version__)") == "1.0"
+    inodes = [path.lstat().st_ino for path in (layer.python, layer.root / "pyvenv.cfg", path_file)]
+    restore(layer)
+    assert [path.lstat().st_ino for path in (layer.python, layer.root / "pyvenv.cfg", path_file)] == inodes
