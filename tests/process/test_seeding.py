@@ -115,24 +115,30 @@ def test_a1_kill_at_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
 def test_a3_disk_error_at_every_step(tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Slow for the same reason as A1. Each boot ends with a sentence or comes up; the next one completes."""
+    """Slow for the same reason as A1. Each boot ends with a sentence or comes up; the next one completes.
+
+    A step of the core is refused with an error, one of the packages' layer with a warning: the pod runs without it.
+    """
     steps, expected = _count_steps(tmp_path)
-    refused = 0
+    refused = warned = 0
     for step in range(1, steps + 1):
         site = Site(_folder(tmp_path, f"{fault}{step}"))
         output, note = _faulty_boot(site, step, fault)
         assert note, f"step {step} was never reached"
         assert "Traceback" not in output, note
-        if "ERROR" in output:
-            refused += 1
+        refused += "ERROR" in output
+        warned += "ERROR" not in output and "WARNING" in output
+        if "ERROR" in output or "WARNING" in output:
             assert ("the disk is full" if fault == "ENOSPC" else "input/output error") in output, note
         if site.layout.comfyui.exists():
             assert tree_facts(site.layout.comfyui / "comfy").digest == tree_facts(site.tree / "comfy").digest
         _rebuilt(site, expected)
         shutil.rmtree(site.folder)
-    assert refused > steps / 2
+    assert refused + warned > steps / 2
     with capsys.disabled():
-        print(f"\nA3: {fault} at {steps} steps, {refused} refused in a sentence, all booted again")
+        print(
+            f"\nA3: {fault} at {steps} steps, {refused} refused and {warned} warned of in a sentence, all booted again"
+        )
 
 
 @pytest.mark.root
