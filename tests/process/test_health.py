@@ -262,6 +262,16 @@ def test_e7_verbose_probes_say_each_reason_on_a_line(tmp_path: Path) -> None:
         assert "canary" not in text
 
 
+def test_e7_a_node_that_the_volume_requires_keeps_the_pod_from_being_ready(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.layout.root.mkdir()
+    site.layout.manifest.write_text('[[node]]\nname = "lost"\ngit = "file:///nowhere/lost"\nrequired = true\n')
+    with booted(site) as pod:
+        status = until(pod, lambda status: "required: lost is failed" in status["reasons"])
+        assert status["phase"] == "degraded"
+        assert has_problem(status, "node-install")
+
+
 def test_e7_a_pod_without_what_it_requires_is_not_ready_until_it_is_there(tmp_path: Path) -> None:
     wanted = LockedModel("upscaler", "upscale_models", "small.bin", "0" * 64, 10)
     site = Site(tmp_path, settings={"require": "pack, upscaler"}, facts={"models": (wanted,)})

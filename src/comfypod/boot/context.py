@@ -46,8 +46,9 @@ class Context:
     `taken` is called once the workspace is ours. What follows is made by one stage and read by later ones and by what
     starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` and `gpus` (how many
     there are, 0 where none is needed) by the GPU stage, `layer` by the environment stage (None where it cannot be
-    used), `extra_paths` and `node_paths` (what ComfyUI will load) by the node stage. `node_outcomes` says by name what
-    became of each in the ComfyUI that runs, state and reason; `allow_node` gives it one again that is set aside.
+    used), `extra_paths`, `node_paths` (what ComfyUI will load) and `required` (nodes and models that must be there) by
+    the node stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
+    `allow_node` gives it one again that is set aside.
     """
 
     pod: PodFile
@@ -68,6 +69,7 @@ class Context:
     gpus: int = 0
     extra_paths: Path | None = None
     layer: Layer | None = None
+    required: tuple[str, ...] = ()
     node_paths: tuple[Path, ...] = ()
     node_outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
     allow_node: Callable[[str], object] = str

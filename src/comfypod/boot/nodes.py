@@ -25,10 +25,21 @@ def prepare_nodes(context: Context, view: StageView) -> str:
     """Take out of ComfyUI's sight what may not run, finish what was killed, note the nodes that it will find."""
     core = context.core
     assert core is not None  # noqa: S101 - the workspace stage has run
+    context.required = (*context.settings.require, *_required(context))
     if core.alone:
         for problem in _mended(context, core.base / "custom_nodes"):
             context.warn(problem)
     return list_nodes(context, view)
+
+
+def _required(context: Context) -> tuple[str, ...]:
+    """Return the nodes that the volume cannot do without; what is wrong with its wishes is said when they are met."""
+    if not (context.settings.nodes or context.layout.manifest.exists()):
+        return ()
+    from comfypod.nodes.declared import wishes
+
+    found, _ = wishes(context.layout.manifest, context.settings.nodes)
+    return tuple(name for name, wish in found.items() if wish.required)
 
 
 def _mended(context: Context, nodes: Path) -> Iterator[Problem]:

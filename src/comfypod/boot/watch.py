@@ -73,7 +73,7 @@ class Watch:
     async def run(self, stop: asyncio.Event) -> None:
         """Look until `stop` is set; what is under way then is dropped."""
         work = [self._every(_CHECK_SECONDS, self._look_at_disk), self._every(_CHECK_SECONDS, self._look_at_queue)]
-        if self._settings.require:
+        if self._context.required:
             work.append(self._every(_CHECK_SECONDS, self._look_at_required))
         if self._context.gpus and self._settings.gpu_seconds:
             work.append(self._every(self._settings.gpu_seconds, self._look_at_gpu))
@@ -122,7 +122,7 @@ class Watch:
         if not self._checks.get("required", Check(well=True, text="")).well:
             with contextlib.suppress(StorageError):
                 await asyncio.to_thread(check_models, self._context, StageView("models"))
-        self._note("required", required_check(self._settings.require, [*health.nodes, *health.models]))
+        self._note("required", required_check(self._context.required, [*health.nodes, *health.models]))
 
     async def _look_at_gpu(self) -> None:
         try:

@@ -22,7 +22,7 @@ from comfypod.result import Result
 from comfypod.wish import Wish, is_name, of_row, of_word
 from comfypod.workspace import plan as plans
 from comfypod.workspace import run
-from comfypod.workspace.aside import put_aside
+from comfypod.workspace.aside import listed, put_aside, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -170,9 +170,19 @@ def switch(layout: Layout, name: str, *, on: bool) -> Result:
     ensure_there(layout)
     become_owner(layout)
     with storage_errors(f"cannot switch the node {name}"), only_one(layout):
+        if on and (place := _aside(layout, name)):
+            path = put_back(layout, place)
+            return Result("nodes enable", {"name": name, "on": True}, f"{path} is back{_restart(layout)}")
         bare = listing.switch(_folder(layout), name, [node.name for node in _baked(layout)], on=on)
     verb, word = ("enable", "on") if on else ("disable", "off")
     return Result(f"nodes {verb}", {"name": bare, "on": on}, f"{bare} is {word}{_restart(layout)}")
+
+
+def _aside(layout: Layout, name: str) -> str:
+    """Return under which name a node was set aside last, empty where it was not or another stands in its place."""
+    path = _folder(layout) / name
+    found = [each.name for each in listed(layout) if layout.root / each.path == path]
+    return "" if path.exists() or not found else found[-1]
 
 
 def _install(

@@ -68,6 +68,8 @@ def test_a_node_is_added_listed_tried_and_removed(layout: Layout, repository: Re
     assert rows(layout) == {}
     with pytest.raises(UsageError, match="no node"):
         nodes.remove(layout, "mine")
+    assert nodes.switch(layout, "mine", on=True).text.startswith(f"{layout.comfyui / 'custom_nodes' / 'mine'} is back")
+    assert rows(layout)["mine"]["state"] == "present"
 
 
 def test_one_that_cannot_be_installed_is_reported_and_listed(layout: Layout, tmp_path: Path) -> None:
