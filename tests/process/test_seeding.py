@@ -15,8 +15,8 @@ from tests.kit.pods import Site, booted, comfypod
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# `layer.json` has the times of folders.
-_VOLATILE = {"run.json", "boot.log", "comfyui.log", "layer.json"}
+# `layer.json` has the times of folders, and it is written once more when the pod is ready.
+_VOLATILE = {"run.json", "boot.log", "comfyui.log", "layer.json", ".layer.json.new"}
 
 
 def _contents(root: Path) -> dict[str, str]:
