@@ -1,0 +1,1 @@
+"""The download door: large files in parts, resumed, checked and published at once."""

@@ -1,0 +1,1 @@
+"""Models: what is wanted, where it belongs, what is there already, and what has to be fetched."""
