@@ -1,8 +1,10 @@
 """The gateway beside ComfyUI itself: `uv run python benchmarks/gateway.py [--requests N] [--runs N] [--mib N]`.
 
 Starts the real ComfyUI with `comfypod up`, then asks it directly and through the gateway (with a token), in turn: small
-requests on one kept connection, one large download (`/view`) and one large upload (`/upload/image`), and how long
-a message takes to reach 200 WebSocket clients. With a `caddy` on the PATH, Caddy with `forward_auth` is asked as well.
+requests on one kept connection, one large download (`/view`) and one large upload (`/upload/image`), how long a
+message takes to reach 200 WebSocket clients, and how long the previews of a prompt take to reach them all (a node of
+the benchmark's own sends them, through ComfyUI's `send_sync`). With a `caddy` on the PATH, Caddy with `forward_auth`
+is asked as well.
 Prints medians and ratios; with `--json` the same as JSON.
 """
 
@@ -36,6 +38,33 @@ CONTROL = f"http://127.0.0.1:{PORTS['--control-port']}"
 CADDY = 18190
 CLIENTS = 200
 CHUNK = 1 << 20
+PREVIEWS = 20
+_BINARY = 2
+_NODE = """
+import torch
+from PIL import Image
+from protocol import BinaryEventTypes
+from server import PromptServer
+
+
+class SendPreviews:
+    CATEGORY, FUNCTION, OUTPUT_NODE, RETURN_TYPES = "benchmark", "send", True, ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"count": ("INT", {"default": 1}), "seed": ("INT", {"default": 0, "max": 1 << 30})}}
+
+    def send(self, count, seed):
+        torch.manual_seed(seed)
+        noise = (torch.rand(32, 32, 3) * 255).byte().numpy()
+        preview = Image.fromarray(noise).resize((512, 512))
+        for _ in range(count):
+            PromptServer.instance.send_sync(BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, ("JPEG", preview, 512), None)
+        return ()
+
+
+NODE_CLASS_MAPPINGS = {"SendPreviews": SendPreviews}
+"""
 
 
 @dataclass(frozen=True)
@@ -57,16 +86,34 @@ def pod(workspace: Path) -> Iterator[list[Way]]:
     subprocess.run([*up, *given], check=True, stdout=sys.stderr)
     try:
         token = Layout(workspace).token.read_text().strip()
-        auth = {"Authorization": f"Bearer {token}"}
-        yield [Way("direct", _own_port(), {}), Way("gateway", int(PORTS["--port"]), auth)]
+        way = Way("gateway", int(PORTS["--port"]), {"Authorization": f"Bearer {token}"})
+        (Layout(workspace).comfyui / "custom_nodes" / "previews.py").write_text(_NODE)
+        _restart(way)
+        yield [Way("direct", _own_port(), {}), way]
     finally:
         subprocess.run([*command, "down", "--workspace", str(workspace)], check=True, stdout=sys.stderr)
 
 
-def _own_port() -> int:
+def _restart(way: Way) -> None:
+    """Have ComfyUI load the benchmark's node."""
+    before = _pid()
+    ask = http.client.HTTPConnection("127.0.0.1", way.port, timeout=60)
+    ask.request("POST", "/_pod/do/restart", b"{}", {**way.headers, "Content-Type": "application/json"})
+    ask.getresponse().read()
+    deadline = time.monotonic() + 120
+    while _pid() == before or not (control.status(CONTROL) or {}).get("ready"):
+        if time.monotonic() > deadline:
+            raise SystemExit("ComfyUI did not start again")
+        time.sleep(0.2)
+
+
+def _pid() -> int | None:
     status = control.status(CONTROL) or {}
-    pid = next(row["pid"] for row in status["services"] if row["name"] == "comfyui")
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return next((row["pid"] for row in status["services"] if row["name"] == "comfyui"), None)
+
+
+def _own_port() -> int:
+    words = Path(f"/proc/{_pid()}/cmdline").read_text().split("\0")
     return int(words[words.index("--port") + 1])
 
 
@@ -160,25 +207,86 @@ def upload(way: Way, size: int) -> None:
 
 def broadcast(way: Way, rounds: int) -> list[float]:
     """Return the milliseconds from a request that changes the queue until every client has heard of it."""
+    with _audience(way) as (watch, lines):
+        return [_round(way, watch, lines) for _ in range(rounds)]
+
+
+def previews(way: Way, rounds: int) -> list[float]:
+    """Return the milliseconds from a prompt that sends previews until every client has all of them."""
+    with _audience(way) as (watch, lines):
+        return [_shown(way, watch, lines, seed) for seed in range(rounds)]
+
+
+@contextmanager
+def _audience(way: Way) -> Iterator[tuple[selectors.BaseSelector, list[socket.socket]]]:
     with ExitStack() as stack:
         lines = [stack.enter_context(_websocket(way, number)) for number in range(CLIENTS)]
-        watch = selectors.DefaultSelector()
+        watch = stack.enter_context(selectors.DefaultSelector())
         for line in lines:
             watch.register(line, selectors.EVENT_READ)
         _heard(watch, 2.0, set())
-        return [_round(way, watch, lines) for _ in range(rounds)]
+        yield watch, lines
 
 
 def _round(way: Way, watch: selectors.BaseSelector, lines: list[socket.socket]) -> float:
     _heard(watch, 0.2, set())
     began = time.perf_counter()
-    ask = http.client.HTTPConnection("127.0.0.1", way.port, timeout=30)
-    body = json.dumps({"prompt": _PROMPT}).encode()
-    ask.request("POST", "/prompt", body, {**way.headers, "Content-Type": "application/json"})
-    ask.getresponse().read()
-    if not _heard(watch, 10.0, set(lines)):
-        return float("inf")
+    _queue(way, _PROMPT)
+    return (time.perf_counter() - began) * 1000 if _heard(watch, 10.0, set(lines)) else float("inf")
+
+
+def _shown(way: Way, watch: selectors.BaseSelector, lines: list[socket.socket], seed: int) -> float:
+    _heard(watch, 0.5, set())
+    counted = {line: Frames() for line in lines}
+    began = time.perf_counter()
+    _queue(way, {"1": {"class_type": "SendPreviews", "inputs": {"count": PREVIEWS, "seed": seed}}})
+    while any(each.previews < PREVIEWS for each in counted.values()):
+        if time.perf_counter() - began > 60:
+            return float("inf")
+        for key, _ in watch.select(1.0):
+            line = key.fileobj
+            assert isinstance(line, socket.socket)
+            counted[line].feed(line.recv(1 << 18))
     return (time.perf_counter() - began) * 1000
+
+
+class Frames:
+    """Counts the binary frames that a server sends, which has no masks (RFC 6455, section 5.2)."""
+
+    def __init__(self) -> None:
+        self.previews, self._left, self._kind, self._head = 0, 0, 0, b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come."""
+        at = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                at, self._left = at + step, self._left - step
+            else:
+                self._head += data[at : at + 1]
+                at += 1
+                self._begin()
+            if not self._left and self._kind == _BINARY and not self._head:
+                self.previews, self._kind = self.previews + 1, 0
+
+    def _begin(self) -> None:
+        """Begin a frame once its head is whole."""
+        if len(self._head) < 2:
+            return
+        size = {126: 4, 127: 10}.get(self._head[1], 2)
+        if len(self._head) == size:
+            self._left = self._head[1] if size == 2 else int.from_bytes(self._head[2:], "big")
+            self._kind, self._head = self._head[0] & 15, b""
+
+
+def _queue(way: Way, prompt: dict[str, Any]) -> None:
+    ask = http.client.HTTPConnection("127.0.0.1", way.port, timeout=30)
+    headers = {**way.headers, "Content-Type": "application/json"}
+    ask.request("POST", "/prompt", json.dumps({"prompt": prompt}).encode(), headers)
+    if (answer := ask.getresponse()).status != 200:
+        raise SystemExit(f"{way.name}: {answer.status} {answer.read()[:300]!r}")
+    answer.read()
 
 
 _PROMPT = {
@@ -253,6 +361,7 @@ def main() -> None:
             "download, MiB/s": in_turn(ways, options.runs, lambda way: download(way, size), size),
             "upload, MiB/s": in_turn(ways, options.runs, lambda way: upload(way, size), size),
             f"message to {CLIENTS} WebSockets, ms": {way.name: broadcast(way, 20) for way in ways},
+            f"{PREVIEWS} previews to {CLIENTS} WebSockets, ms": {way.name: previews(way, 10) for way in ways},
         }
     print(json.dumps(report(figures), indent=1) if options.json else show(report(figures)))
 
