@@ -10,7 +10,14 @@ import pytest
 _SOURCE = Path(__file__).parents[2] / "src" / "comfypod"
 _HOST_SIDE = {"host", "image", "lock", "manifest"}
 # Handed to another Python, so they stand alone on the standard library.
-_ALONE = {"image/layer.py", "image/workflow.py", "launch/comfyui.py", "launch/guard.py", "nodes/probe.py"}
+_ALONE = {
+    "image/layer.py",
+    "image/workflow.py",
+    "launch/collector.py",
+    "launch/comfyui.py",
+    "launch/guard.py",
+    "nodes/probe.py",
+}
 _MAY_NOT = {
     "manifest": {"lock", "image", "host", "boot", "workspace"},
     "lock": {"image", "host", "boot", "workspace"},

@@ -1,7 +1,7 @@
-"""Start ComfyUI with a guard around its custom nodes.
+"""Start ComfyUI with a guard around its custom nodes, and with the collector off until it serves.
 
 `python comfyui.py ORDERS,EVENTS MAIN_PY ARGUMENT...` is `python MAIN_PY ARGUMENT...` in all else: the numbers are those
-of two open descriptors, see `guard.py`. What shall happen before ComfyUI's own imports goes into `main` here.
+of two open descriptors, see `guard.py`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> None:
     os.set_inheritable(events, False)
     _come_back(events, launcher, line)
     _neighbour("guard").Guard(orders, events).install()
+    _neighbour("collector").rest_until_served(sys.argv)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

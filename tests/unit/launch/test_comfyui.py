@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod.boot.guardline import LAUNCHER, GuardLine
+from comfypod.ports import choose_free
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,3 +78,30 @@ def test_what_comfyui_starts_does_not_hold_the_line_open(tmp_path: Path) -> None
         capture_output=True, text=True, pass_fds=line.descriptors, env=dict(os.environ), check=False, timeout=60,
     )  # fmt: skip
     assert done.stdout == "False\n"
+
+
+_COLLECTED = """
+import gc, json, socket, sys
+states = [gc.isenabled(), gc.get_freeze_count() > 0]
+for port in (0, int(sys.argv[-1])):
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(("127.0.0.1", port))
+        door.listen()
+        states += [gc.isenabled(), gc.get_freeze_count() > 0]
+print(json.dumps([*states, "listen" in vars(socket.socket)]))
+"""
+
+
+def test_the_collector_rests_until_comfyui_listens_on_its_own_port(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(_COLLECTED)
+    arguments = ("--port", "1", "--port", str(choose_free(20000, like=0)))
+    done = [_run(tmp_path / "main.py", *arguments, guarded=each) for each in (True, False)]
+    guarded, plain = ([int(state) for state in json.loads(each.stdout)] for each in done)
+    assert guarded == [0, 0, 0, 0, 1, 1, 0]
+    assert plain == [1, 0, 1, 0, 1, 0, 0]
+
+
+def test_a_program_that_serves_on_no_port_keeps_its_collector(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("import gc; print(gc.isenabled())")
+    assert _run(tmp_path / "main.py", "--quick-test-for-ci", guarded=True).stdout == "True\n"
