@@ -17,8 +17,10 @@ from comfypod.boot.metrics import TABLE as METRICS
 from comfypod.boot.process import MOVES
 from comfypod.boot.stages import STAGES
 from comfypod.environment import denied
+from comfypod.log import human_bytes
 from comfypod.manifest import schema
 from comfypod.manifest.profiles import load_profiles
+from comfypod.models import packs
 from comfypod.nodes.policy import NEWEST, POLICIES
 
 if TYPE_CHECKING:
@@ -221,6 +223,15 @@ def denied_list() -> str:
     return table(("what", "name", "versions, or where it comes from", "why"), rows)
 
 
+def model_packs() -> str:
+    """Render the model packs that come with comfypod."""
+    rows = []
+    for name, files in packs.shipped().items():
+        names = ", ".join(f"{code(file.place)} ({human_bytes(file.size)})" for file in files)
+        rows.append((code(name), names, ", ".join(dict.fromkeys(file.licence for file in files))))
+    return table(("pack", "files", "licence"), rows)
+
+
 def metrics() -> str:
     """Render every metric."""
     rows = [(code(row.name), row.kind, ", ".join(map(code, row.labels)) or "none", row.help) for row in METRICS]
@@ -238,6 +249,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "node-policies": node_policies,
     "denied": denied_list,
     "metrics": metrics,
+    "packs": model_packs,
 }
 
 

@@ -10,6 +10,8 @@ from comfypod import __version__, podfile
 from comfypod.errors import UsageError, exit_code_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     _Verbs = argparse._SubParsersAction["Parser"]
 
 _UP_EXAMPLES = """\
@@ -72,6 +74,24 @@ its packages are installed, it is imported in a process of its own, and only the
 takes changes up when it starts again.
 """
 
+_MODELS_EXAMPLES = """\
+examples:
+  comfypod models list                                what is wanted and what is there, each with its state
+  comfypod models plan template:flux_schnell          what an official template needs, before a byte is fetched
+  comfypod models pull template:flux_schnell          fetch that; go on where an earlier pull was stopped
+  comfypod models pull workflow:portrait.json         what a workflow, or a PNG of ComfyUI's, needs
+  comfypod models pull loras=https://example.com/style.safetensors
+  comfypod models pull vae=hf:ORG/REPO@REVISION/vae.safetensors civitai:128713
+  comfypod models pull                                all that comfypod.toml and COMFYPOD_MODELS ask for
+  comfypod models verify                              find cut files, web pages, Git LFS pointers, whosever they are
+  comfypod models prune                               what comfypod has fetched and nothing wants; --yes removes it
+  docker exec NAME comfypod models list               the same in a container, also while it runs
+
+States: have, elsewhere (in the image, or in a folder that is used where it is), fetch, part (begun), wrong (something
+else stands in its place, and is not touched), unknown (nothing says where it can be had), refused (with the reason).
+Tokens come as HF_TOKEN and CIVITAI_TOKEN, or as files that HF_TOKEN_FILE and CIVITAI_TOKEN_FILE name.
+"""
+
 _RENDER_EXAMPLES = """\
 examples:
   comfypod render dockerfile 4090                     the Dockerfile, on standard output
@@ -80,12 +100,29 @@ examples:
 """
 
 
+_LISTS = ("names", "profiles", "wanted")
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors of ours."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line."""
         raise UsageError(message, f"`{self.prog} --help` shows what can be given")
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Read a command line; a list of words may stand after options, where argparse takes it for empty.
+
+        Raises:
+            UsageError: something cannot be given.
+        """
+        options, rest = self.parse_known_args(words)
+        lists = [getattr(options, name) for name in _LISTS if hasattr(options, name)]
+        if rest and (not lists or any(word.startswith("-") for word in rest)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        for each in lists:
+            each.extend(rest)
+        return options
 
 
 def parser() -> Parser:
@@ -115,6 +152,7 @@ def parser() -> Parser:
     _add_render(verbs)
     _add_workspace(verbs)
     _add_nodes(verbs)
+    _add_models(verbs)
     _add_env(verbs)
     _add_pod_verbs(verbs)
     return whole
@@ -263,6 +301,25 @@ def _add_nodes(verbs: _Verbs) -> None:
     nodes.add_argument("--name", default="", help="with add: the name of its folder (default: the address's last part)")
     nodes.add_argument("--upgrade", action="store_true", help="with sync: look up branches and versions anew")
     _workspace(nodes)
+
+
+def _add_models(verbs: _Verbs) -> None:
+    models = _verb(verbs, "models", "show, fetch and check the models of a workspace", _MODELS_EXAMPLES)
+    what = (
+        ("list", "what there is and what is wanted"), ("plan", "what a pull would do"),
+        ("pull", "fetch what is wanted"), ("verify", "look at every file"), ("prune", "what nothing wants any more"),
+    )  # fmt: skip
+    models.add_argument(
+        "what", choices=[name for name, _ in what], help="; ".join(f"{name}: {text}" for name, text in what)
+    )
+    models.add_argument(
+        "wanted", nargs="*", metavar="WHAT",
+        help="with plan and pull: PACK, template:NAME, workflow:PATH or FOLDER=ADDRESS (default: all that is wanted)",
+    )  # fmt: skip
+    models.add_argument("--replace", action="store_true", help="with pull: set aside what is wrong, and fetch it again")
+    models.add_argument("--digests", action="store_true", help="with verify: read all whose SHA-256 is known")
+    models.add_argument("--yes", action="store_true", help="with prune: remove it; without, it is only shown")
+    _workspace(models)
 
 
 def _add_env(verbs: _Verbs) -> None:

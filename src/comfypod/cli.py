@@ -35,7 +35,7 @@ def run(argv: Sequence[str], begun: float) -> int:
     """Run one command line; return its exit code. `begun` is the monotonic time of the first instruction."""
     own, extra = _split(list(argv))
     try:
-        options = parser().parse_args(own)
+        options = parser().read(own)
     except UsageError as error:
         Console(quiet="--json" in own).render(failure(own[0] if own else "comfypod", error))
         return error.exit_code
@@ -271,6 +271,24 @@ def _nodes(options: argparse.Namespace, _: Sequence[str], console: Console) -> R
     return nodes.check(layout, names) if what == "check" else nodes.show(layout)
 
 
+def _models(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
+    from comfypod.host import models
+
+    layout, what = _layout(options), options.what
+    flags = {"pull": options.replace, "verify": options.digests, "prune": options.yes}
+    if any(given for verb, given in flags.items() if verb != what):
+        raise UsageError("--replace belongs to pull, --digests to verify, --yes to prune", "see `models --help`")
+    if options.wanted and what not in ("plan", "pull"):
+        raise UsageError(f"`models {what}` takes no names", "see its --help")
+    if what == "pull":
+        return models.fetch(layout, options.wanted, console, replace_wrong=options.replace)
+    if what == "verify":
+        return models.check(layout, console, digests=options.digests)
+    if what == "prune":
+        return models.remove(layout, sure=options.yes)
+    return models.plan(layout, options.wanted) if what == "plan" else models.show(layout)
+
+
 def _env(options: argparse.Namespace, _: Sequence[str], console: Console) -> Result:
     from comfypod.host import env
 
@@ -291,6 +309,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Sequence[str], Console], Result]
     "render": _render,
     "workspace": _volume,
     "nodes": _nodes,
+    "models": _models,
     "env": _env,
     "health": _health,
 }

@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
+from comfypod.files import fsync_folder, sync_filesystem
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -21,6 +23,7 @@ _THREADS = 4
 _BATCH = 32
 _CHUNK = 1 << 24
 _NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,28 @@ def copy_file(source: str, target: str) -> int:
     except OSError as error:
         raise OSError(error.errno, error.strerror, target) from error
     return facts.st_size
+
+
+def share_file(source: Path, target: Path) -> None:
+    """Give a file a second name: as a hard link, or as a copy where there are none. The new name is whole at once.
+
+    Raises:
+        OSError: the name is taken (EEXIST), or the disk refused.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        staged = target.with_name(f".{target.name}.new")
+        staged.unlink(missing_ok=True)
+        copy_file(str(source), str(staged))
+        sync_filesystem(target.parent)
+        if os.path.lexists(target):
+            staged.unlink()
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        staged.rename(target)
+    fsync_folder(target.parent)
 
 
 def _copy_bytes(reading: int, writing: int, size: int) -> None:

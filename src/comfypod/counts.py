@@ -53,6 +53,20 @@ class PromptCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadCounts:
+    """What this pod has fetched of models: bytes since it began, bytes a second now, files by how it ended."""
+
+    fetched: int = 0
+    rate: float = 0.0
+    finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("done", "failed"), 0))
+
+    def ended(self, *, done: int, failed: int) -> DownloadCounts:
+        """Return it with the files of one more run that is over."""
+        finished = {"done": self.finished["done"] + done, "failed": self.finished["failed"] + failed}
+        return replace(self, rate=0.0, finished=finished)
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayCounts:
     """What the gateway has answered: requests by class of method (`read`, `write`) and of status (`2xx`), and so on."""
 

@@ -156,6 +156,14 @@ class NodeError(ComfypodError):
     meaning = "a custom node could not be installed, or cannot be imported"
 
 
+class ModelError(ComfypodError):
+    """A model that is wanted is not there, and cannot be fetched as it was asked for."""
+
+    code = "model"
+    exit_code = 16
+    meaning = "a model that is wanted is not there, or cannot be fetched as asked for"
+
+
 def error_of(problem: Problem) -> ComfypodError:
     """Return the error of the family that a problem's code names."""
     for family in ComfypodError.__subclasses__():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NOT_CONTENT = frozenset({".git", "__pycache__"})
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS})
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 _LONGEST_RECORD = 1 << 20
 
@@ -145,6 +146,40 @@ def sync_filesystem(path: Path) -> None:
             raise OSError(code, os.strerror(code), str(path))
     finally:
         os.close(handle)
+
+
+def reserve(handle: int, size: int) -> None:
+    """Give an open file a size and its room on the disk (fallocate(2)); the size alone where that is unknown.
+
+    Raises:
+        OSError: there is no room.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = ctypes.c_int(handle), ctypes.c_int(0), ctypes.c_int64(0), ctypes.c_int64(size)
+    if libc.fallocate(*arguments) != 0 and (code := ctypes.get_errno()) not in _UNSUPPORTED:
+        raise OSError(code, os.strerror(code))
+    os.ftruncate(handle, size)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give a file another name that must not be taken; by link(2) where the file system has links.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: the disk failed.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "the name is taken", str(target)) from error
+        os.rename(source, target)
+    else:
+        os.unlink(source)
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:

@@ -7,8 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from comfypod import proc
+from comfypod.download.address import shown
 from comfypod.errors import SourceError, UsageError
-from comfypod.fetch import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

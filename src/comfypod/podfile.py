@@ -15,13 +15,21 @@ IN_IMAGE = Path("/etc/comfypod/pod.json")
 
 @dataclass(frozen=True, slots=True)
 class LockedModel:
-    """A model file that this pod should have: where below `models/`, its size and digest."""
+    """A model file that this pod should have: where below `models/`, its size and digest, and where it comes from.
+
+    `name` is `PACK/FILE` for a file of a pack; a `gated` one needs a token, a `pickle` is wanted all the same.
+    """
 
     name: str
     folder: str
     file: str
     sha256: str
     size: int
+    url: str = ""
+    licence: str = ""
+    gated: bool = False
+    pickle: bool = False
+    pack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,7 @@ def _value(name: str, kind: str, value: Any) -> Any:
 def _is_a(kind: str, value: Any) -> bool:
     if kind == "dict[str, str]":
         return isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
-    return type(value) is {"str": str, "int": int}.get(kind)
+    return type(value) is {"str": str, "int": int, "bool": bool}.get(kind)
 
 
 def find() -> Path | None:

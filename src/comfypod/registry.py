@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urljoin
 
 from comfypod import fetch
+from comfypod.download.address import shown
 from comfypod.errors import SourceError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def find(place: str, name: str, version: str) -> tuple[str, str]:
     found: Any = fetch.get_json(page)
     url, named = (found.get("downloadUrl"), found.get("version")) if isinstance(found, dict) else (None, None)
     if not isinstance(url, str) or not url or not isinstance(named, str) or version not in ("", named):
-        raise SourceError(f"{fetch.shown(page)} names no archive of {name} {version}".rstrip())
+        raise SourceError(f"{shown(page)} names no archive of {name} {version}".rstrip())
     if found.get("status") in _WITHDRAWN:
         status = found["status"].removeprefix("NodeVersionStatus").lower()
         raise SourceError(f"the registry says that {name} {named} is {status}", "take another version")

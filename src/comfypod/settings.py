@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 Origin = Literal["default", "pod.json", "comfypod.toml", "environment", "command line"]
 _Layer = tuple[Origin, "Mapping[str, str]"]
 _BLANK = frozenset({"", "null", "none", "undefined"})
-# Who the services are, who reaches them and what is installed is not for the volume to say: what runs in the pod
-# writes there.
+# Who the services are, who reaches them, what is installed and who is given a token is not for the volume to say: what
+# runs in the pod writes there.
 _NOT_FROM_VOLUME = frozenset(
     {
-        "auth", "control_listen", "jupyter_listen", "listen", "node_policy", "pgid", "puid", "services", "tls_cert",
-        "tls_key", "trusted_proxies",
+        "auth", "control_listen", "hf_endpoint", "jupyter_listen", "listen", "node_policy", "pgid", "puid", "services",
+        "tls_cert", "tls_key", "trusted_proxies",
     }
 )  # fmt: skip
 _SERVICE = re.compile(r"(?P<name>[a-z0-9-]+)=(?P<port>\d{1,5}):(?P<path>/(?:[A-Za-z0-9._~-]+/)+)")
@@ -137,6 +137,14 @@ def _number(text: str) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.replace(",", " ").split()))
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    found = tuple(Path(word) for word in shlex.split(text.replace(",", " ")))
+    for path in found:
+        if not path.is_absolute():
+            raise ValueError(f"a folder from / on is expected, not {path}")
+    return tuple(dict.fromkeys(found))
 
 
 def _seconds(text: str) -> float:
@@ -358,6 +366,37 @@ TABLE: tuple[Setting, ...] = (
         "registry that `registry:ID` is looked up in",
     ),
     Setting(
+        "models",
+        ("COMFYPOD_MODELS",),
+        "",
+        _names,
+        "models to fetch, beside those in the workspace's comfypod.toml: names of packs, template:NAME, workflow:PATH, "
+        "or FOLDER=ADDRESS",
+    ),
+    Setting(
+        "model_folders",
+        ("COMFYPOD_MODEL_FOLDERS",),
+        "",
+        _folders,
+        "further folders of models to use where they are, as ComfyUI or as A1111 has them",
+    ),
+    Setting("hf_token", ("HF_TOKEN",), "", str, "token for gated files of Hugging Face", secret=True),
+    Setting("civitai_token", ("CIVITAI_TOKEN",), "", str, "token for Civitai", secret=True),
+    Setting(
+        "hf_endpoint",
+        ("HF_ENDPOINT",),
+        "https://huggingface.co",
+        _address,
+        "where Hugging Face's files are fetched, for a mirror; it is given the token",
+    ),
+    Setting(
+        "download_rate",
+        ("COMFYPOD_DOWNLOAD_RATE",),
+        "0",
+        _bytes,
+        "how many bytes a second are fetched at most (suffix K, M or G); 0: no limit",
+    ),
+    Setting(
         "offline",
         ("COMFYPOD_OFFLINE",),
         "off",
@@ -408,6 +447,12 @@ class Settings:
     require: tuple[str, ...]
     nodes: tuple[Wish, ...]
     node_registry: str
+    models: tuple[str, ...]
+    model_folders: tuple[Path, ...]
+    hf_token: str
+    civitai_token: str
+    hf_endpoint: str
+    download_rate: int
     offline: bool
     puid: str
     pgid: str
@@ -514,14 +559,14 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in TABLE:
         for variable in row.variables:
-            value = _secret(environ, variable) if row.secret else environ.get(variable, "").strip()
+            value = secret(environ, variable) if row.secret else environ.get(variable, "").strip()
             if value:
                 found[row.name] = value
                 break
     return found
 
 
-def _secret(environ: Mapping[str, str], variable: str) -> str:
+def secret(environ: Mapping[str, str], variable: str) -> str:
     """Return a secret from `NAME` or the file that `NAME_FILE` names; blank ones count as not given."""
     value = environ.get(variable, "").strip()
     if value.lower() not in _BLANK:

@@ -39,7 +39,7 @@ class Wish:
         """Write it as `COMFYPOD_NODES` has it, without a login."""
         if self.registry:
             return f"{_REGISTRY}{self.registry}" + (f"@{self.version}" if self.version else "")
-        from comfypod.fetch import shown
+        from comfypod.download.address import shown
 
         return shown(self.git) + (f"@{self.ref}" if self.ref != "HEAD" else "")
 

@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.kit import engine
 from tests.kit.images import ImageLab, serve_git, serve_index
-from tests.kit.real_images import RealImages, default_lock, make_node, with_node, write_lock
+from tests.kit.real_images import RealImages, default_lock, make_node, make_pack, with_node, write_lock
+from tests.kit.web import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,9 +86,9 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealImages
         pytest.skip(f"no engine, see test_engine_is_there: {found}")
     folder = tmp_path_factory.mktemp("real-images")
     node = make_node(folder / "git")
-    lock = write_lock(folder / "comfypod.lock", with_node(default_lock(), node))
-    with serve_git(folder / "git") as address:
-        images = RealImages(folder, found, address, lock)
+    with serve_git(folder / "git") as address, serve() as site:
+        wanted = msgspec.structs.replace(with_node(default_lock(), node), models=(make_pack(folder, site),))
+        images = RealImages(folder, found, address, site, write_lock(folder / "comfypod.lock", wanted))
         images.forget()
         yield images
         images.forget()

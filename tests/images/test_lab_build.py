@@ -17,6 +17,7 @@ from comfypod.manifest.profiles import load_profiles
 from tests.kit.engine import BASE, LAB, Docker
 from tests.kit.images import GIT_HOST, ImageLab, serve_git, serve_index
 from tests.kit.repos import make_repository
+from tests.kit.web import Answer, serve
 from tests.kit.wheels import build_wheel
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.images.conftest import Servers
+    from tests.kit.web import Site
 
 NODE = "lab-node"
 
@@ -139,28 +141,42 @@ def test_g9_build_secrets_are_in_no_layer_no_history_no_label_and_no_log(docker:
     with (
         serve_index(tmp_path / "wheels", login=f"me:{CANARY}") as index,
         serve_git(tmp_path) as git,
+        serve() as site,
     ):
         lab = ImageLab(tmp_path, index, f"{git}{CANARY}/")
         lab.nodes[NODE] = make_repository(tmp_path / CANARY / NODE, {"__init__.py": "NODE_CLASS_MAPPINGS = {}\n"})
-        lab.make_lock()
+        lab.make_lock(gated_pack(site))
         assert CANARY not in lab.lock.read_text()
         index.requests.clear()
         done = lab.build(
-            f"{LAB}-canary:1", "--apt-mirror", f"{index.root}/debian", "--ca", str(authority), "--base", base
-        )
+            f"{LAB}-canary:1", "--apt-mirror", f"{index.root}/debian", "--ca", str(authority), "--base", base,
+            HF_ENDPOINT=site.url, HF_TOKEN=f"hf-{CANARY}", CIVITAI_TOKEN=f"civitai-{CANARY}",
+        )  # fmt: skip
     assert done.returncode == 0, said(done)
     for asked in ("/debian/dists/", "/debian-security/dists/", "/simple/uv/", "/files/torch-"):
         assert any(path.startswith(asked) for path in index.requests), asked
+    assert set(site.logins) == {f"Bearer hf-{CANARY}"}
     assert CANARY not in said(done)
     secret, known = [
         [name for name, data in docker.everything(f"{LAB}-canary:1") if word.encode() in data]
         for word in (CANARY, "NODE_CLASS_MAPPINGS")
     ]
     assert secret == []
+    assert [name for name in docker.files(f"{LAB}-canary:1") if name.endswith("opt/models/loras/gated.safetensors")]
     assert [name for name in known if name.endswith(f"{NODE}/__init__.py")]
     logs = list((tmp_path / "data" / "builds").iterdir())
     assert logs
     assert not [log for log in logs if CANARY in log.read_text()]
+
+
+def gated_pack(site: Site) -> str:
+    """Return the table of a pack that is baked, and let the site have its file."""
+    body = b"weights"
+    site.answers[f"/me/gated/resolve/{'c' * 40}/gated.safetensors"] = Answer(body)
+    return (
+        f'[[pack]]\nname = "p"\nbake = true\n[[pack.file]]\nurl = "hf:me/gated@{"c" * 40}/gated.safetensors"\n'
+        f'folder = "loras"\ngated = true\nsize = {len(body)}\nsha256 = "{hashlib.sha256(body).hexdigest()}"\n'
+    )
 
 
 def _certificates() -> bytes:

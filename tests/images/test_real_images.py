@@ -5,6 +5,7 @@ Slow, and worth it: these are the very files that users run. One build serves al
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,13 +15,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from PIL import Image
 
+from comfypod.image.workflow import read_png
 from comfypod.lock.load import read_lock
+from tests.kit import comfyui
+from tests.kit.models import LIFT
 from tests.kit.pods import free_port
 from tests.kit.real_images import (
+    MODEL,
     NODE,
     NODE_FILES,
+    TOKEN,
     Container,
+    Inside,
     RealImages,
     changed_bytes,
     make_node,
@@ -169,6 +177,38 @@ def test_f8_the_architecture_inside_is_the_machines(real_images: RealImages, cpu
     )
     machine, arch = real_images.python(cpu, code)
     assert machine == arch == os.uname().machine
+
+
+def test_a_baked_pack_is_used_by_a_workflow_and_is_not_copied_to_the_volume(
+    real_images: RealImages, cpu: str, tmp_path: Path
+) -> None:
+    with running(real_images.engine, cpu, "--network", "none", "-v", f"{tmp_path}/ws:/workspace") as container:
+        status = container.wait_ready()
+        assert [(row["name"], row["state"]) for row in status["models"]] == [(f"kit/{MODEL}", "present")]
+        client, drawn = Inside(container), io.BytesIO()
+        Image.new("RGB", (8, 6), (10, 100, 190)).save(drawn, "PNG")
+        (result,) = client.render(comfyui.upscale(client.upload("plain.png", drawn.getvalue()), MODEL))
+    width, height, colours = read_png(result)
+    assert (width, height) == (16, 12)
+    lifts = sorted(round(lift * 255) for lift in LIFT)
+    for found, lift in zip(sorted(colours), lifts, strict=True):
+        assert all(abs(a - b - lift) <= 1 for a, b in zip(found, (10, 100, 190), strict=True))
+    assert list((tmp_path / "ws").rglob(MODEL)) == []
+
+
+def test_g9_a_gated_pack_is_fetched_with_its_hosts_token_which_no_image_tells(
+    real_images: RealImages, cpu: str
+) -> None:
+    assert f"Bearer {TOKEN}" in real_images.site.logins
+    engine = real_images.engine
+    image = engine.image(cpu)
+    assert image is not None
+    assert image.labels["io.comfypod.models.licences"] == "cc0-1.0"
+    assert any(f"model-kit-{MODEL}" in layer.step for layer in image.layers)
+    assert TOKEN not in engine.ask("image", "inspect", cpu) + engine.ask("history", "--no-trunc", cpu)
+    document = real_images.python(cpu, "print(open('/etc/comfypod/sbom.cdx.json').read())")
+    (row,) = (row for row in document["components"] if row["name"] == f"kit/{MODEL}")
+    assert row["licenses"] == [{"license": {"name": "cc0-1.0"}}]
 
 
 @pytest.mark.parametrize("inner", ["ComfyUI/custom_nodes", "ComfyUI/models", ""], ids=["nodes", "models", "all"])

@@ -44,8 +44,9 @@ def node(name: str, *, path: str = "") -> LockedNode:
                       path=path)  # fmt: skip
 
 
-def model(name: str, *, bake: bool) -> LockedModel:
-    return LockedModel(name, f"https://host.invalid/{name}", "checkpoints", f"{name}.bin", sha256(name), 7, bake)
+def model(name: str, *, bake: bool, pack: str = "", licence: str = "") -> LockedModel:
+    url, full = f"https://host.invalid/{name}", f"{pack}/{name}.bin" if pack else name
+    return LockedModel(full, url, "checkpoints", f"{name}.bin", sha256(name), 7, bake, licence, pack=pack)
 
 
 def lock(

@@ -24,22 +24,27 @@ import msgspec
 
 from comfypod import files
 from comfypod.lock.load import read_lock
-from comfypod.lock.schema import LockedNode, encode
+from comfypod.lock.schema import LockedModel, LockedNode, encode
 from comfypod.manifest.load import default_text
 from tests.kit.comfyui import Client
 from tests.kit.images import GIT_HOST
+from tests.kit.models import upscaler
 from tests.kit.pods import comfypod
 from tests.kit.repos import make_repository, write_tree
+from tests.kit.web import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from comfypod.image.engine import Engine
     from comfypod.lock.schema import Lock
+    from tests.kit.web import Site
 
 NODE = "kit_node"
 REPOSITORY = "comfypod-kit"
 LABEL = "io.comfypod.kit=1"
+MODEL = "kit-tiny.safetensors"
+TOKEN = "kit-token-5f2c"
 NODE_FILES = {
     "__init__.py": """
 class Invert:
@@ -68,6 +73,18 @@ def make_node(folder: Path, more: Mapping[str, str] | None = None) -> LockedNode
     return LockedNode(NODE, f"{GIT_HOST}{NODE}", "main", repository.git("rev-parse", "HEAD"), digest)
 
 
+def make_pack(folder: Path, site: Site) -> LockedModel:
+    """Make the file of a baked pack, served as Hugging Face does; the lock is the same wherever the site is."""
+    path = folder / MODEL
+    upscaler(path)
+    site.answers[f"/kit/pack/resolve/{'c' * 40}/{MODEL}"] = Answer(path.read_bytes())
+    url, digest = f"hf:kit/pack@{'c' * 40}/{MODEL}", files.sha256_file(path)
+    return LockedModel(
+        f"kit/{MODEL}", url, "upscale_models", MODEL, digest, path.stat().st_size, bake=True, licence="cc0-1.0",
+        gated=True, pack="kit",
+    )  # fmt: skip
+
+
 def with_node(lock: Lock, node: LockedNode) -> Lock:
     """Return a lock with this node and no other."""
     return msgspec.structs.replace(lock, nodes=(node,))
@@ -84,11 +101,15 @@ _UNPACKED = (
 
 @dataclass
 class RealImages:
-    """Images of one lock, each built when it is first asked for; `git` is where the node's repository is served."""
+    """Images of one lock, each built when it is first asked for.
+
+    `git` is where the node's repository is served, `site` stands for Hugging Face.
+    """
 
     folder: Path
     engine: Engine
     git: str
+    site: Site
     lock: Path
     results: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -120,7 +141,10 @@ class RealImages:
                 *more,
             ],
             capture_output=True, text=True, check=False, cwd=self.folder, timeout=3600,
-            env={**os.environ, "COMFYPOD_DATA": str(self.folder / "data")},
+            env={
+                **os.environ, "COMFYPOD_DATA": str(self.folder / "data"), "HF_ENDPOINT": self.site.url,
+                "HF_TOKEN": TOKEN,
+            },
         )  # fmt: skip
 
     def result(self, profile: str, variant: str) -> dict[str, Any]:

@@ -25,11 +25,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Site:
-    """A running server: put answers into `answers` by path; `requests` holds (method, path) as they came."""
+    """A running server: put answers into `answers` by path; `requests` holds (method, path) as they came.
+
+    `logins` are their `Authorization` headers, empty where one had none.
+    """
 
     url: str
     answers: dict[str, Answer] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    logins: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -72,6 +76,7 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
 
         def _begin(self) -> Answer:
             site.requests.append((self.command, self.path))
+            site.logins.append(self.headers.get("Authorization", ""))
             answer = site.answers.get(self.path, Answer(status=404))
             self.send_response(answer.status)
             for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():

@@ -443,7 +443,10 @@ def test_e6_the_restart_button_of_manager_restarts_comfyui_and_the_pod_stays(tmp
 
 
 def test_g6_secrets_are_in_no_log_status_argument_or_environment_of_a_service(tmp_path: Path) -> None:
-    canaries = {"COMFYPOD_TOKEN": "canary-token-1", "JUPYTER_PASSWORD": "canary-password-2"}
+    canaries = {
+        "COMFYPOD_TOKEN": "canary-token-1", "JUPYTER_PASSWORD": "canary-password-2", "HF_TOKEN": "canary-hub-4",
+        "CIVITAI_TOKEN": "canary-civitai-5",
+    }  # fmt: skip
     site = Site(tmp_path, settings={"listen": "0.0.0.0"})
     wrong = "canary-guess-3"
     with booted(site, environ=canaries) as pod:

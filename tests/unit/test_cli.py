@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from comfypod import __version__, arguments, cli
-from comfypod.errors import exit_code_table
+from comfypod.arguments import parser
+from comfypod.errors import UsageError, exit_code_table
 from comfypod.workspace import run
 from comfypod.workspace.layout import Layout
 from docs import reference
@@ -245,3 +246,17 @@ def test_a_command_that_is_stopped_still_prints_its_envelope(
     body = json.loads(out)
     assert process.returncode == body["exit_code"] == code
     assert (body["status"], body["errors"][0]["code"]) == ("error", kind)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_words_may_stand_after_options(where: int) -> None:
+    words = ["one", "two"]
+    line = ["models", "pull", *words[:where], "--json", *words[where:]]
+    assert parser().read(line).wanted == words
+
+
+def test_an_option_that_is_not_known_is_no_word() -> None:
+    with pytest.raises(UsageError, match="--colour"):
+        parser().read(["models", "pull", "--colour", "red"])
+    with pytest.raises(UsageError, match="red"):
+        parser().read(["status", "red"])

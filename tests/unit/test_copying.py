@@ -87,3 +87,33 @@ def test_what_is_neither_file_nor_folder_nor_link_is_left_out(tmp_path: Path) ->
     os.mkfifo(source / "pipe")
     assert copying.copy_tree(source, tmp_path / "copy") == 1
     assert contents(tmp_path / "copy") == {"a": b"1"}
+
+
+def test_a_second_name_is_a_hard_link_and_takes_no_name_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"12345")
+    copying.share_file(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "one").samefile(tmp_path / "two")
+    (tmp_path / "taken").write_bytes(b"user's")
+    with pytest.raises(FileExistsError):
+        copying.share_file(tmp_path / "one", tmp_path / "taken")
+    assert (tmp_path / "taken").read_bytes() == b"user's"
+
+
+def test_f3_where_there_are_no_hard_links_a_second_name_is_a_whole_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "one").write_bytes(b"12345")
+    os.utime(tmp_path / "one", ns=(1, 2_000_000_009))
+    (tmp_path / ".two.new").write_bytes(b"left by one that was killed")
+    copying.share_file(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two").read_bytes() == b"12345"
+    assert (tmp_path / "two").stat().st_mtime_ns == 2_000_000_009
+    assert not (tmp_path / "one").samefile(tmp_path / "two")
+    (tmp_path / "taken").write_bytes(b"user's")
+    with pytest.raises(FileExistsError):
+        copying.share_file(tmp_path / "one", tmp_path / "taken")
+    assert sorted(os.listdir(tmp_path)) == ["one", "taken", "two"]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfypod import fetch
+from comfypod.download import connection as layer
 from comfypod.errors import IntegrityError, SourceError
 from tests.kit.web import Answer, Site, serve
 
@@ -52,7 +53,7 @@ def test_a_transfer_that_is_cut_short_says_how_much_arrived(site: Site, tmp_path
 
 
 def test_a_connection_that_stalls_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(layer, "CONNECT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a"
         asked = pool.submit(fetch.download, url, tmp_path / "a")

@@ -15,7 +15,9 @@ from comfypod.errors import UsageError
 from comfypod.podfile import BakedNode, GpuNeed, LockedModel, PodFile
 
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
-_MODELS = st.builds(LockedModel, _TEXT, _TEXT, _TEXT, _TEXT, st.integers(0))
+_MODELS = st.builds(
+    LockedModel, _TEXT, _TEXT, _TEXT, _TEXT, st.integers(0), _TEXT, _TEXT, st.booleans(), st.booleans(), _TEXT
+)
 _NODES = st.builds(BakedNode, _TEXT, _TEXT, _TEXT)
 _NEEDS = st.builds(GpuNeed, _TEXT, _TEXT, st.lists(_TEXT, max_size=3).map(tuple), st.integers(0))
 _PODS = st.builds(
@@ -116,6 +118,7 @@ def test_another_file_is_refused_with_what_is_wrong(tmp_path: Path, data: bytes,
         {"models": [{"name": "m", "folder": "vae", "file": "f", "sha256": "0", "size": True}]},
         {"nodes": {}},
         {"nodes": [{"name": "n", "path": "/n", "version": 1}]},
+        {"models": [{"name": "m", "folder": "vae", "file": "f", "sha256": "0", "size": 1, "gated": 1}]},
         {"models_path": 3},
         {"jupyter": 3},
         {"gpu": "4090"},

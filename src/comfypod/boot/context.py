@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from comfypod.environment.layer import Layer
     from comfypod.errors import Problem
     from comfypod.log import Console
-    from comfypod.podfile import PodFile
+    from comfypod.podfile import BakedNode, PodFile
     from comfypod.settings import Settings
     from comfypod.workspace.core import Core
     from comfypod.workspace.layout import Layout
@@ -46,8 +46,9 @@ class Context:
     `taken` is called once the workspace is ours. What follows is made by one stage and read by later ones and by what
     starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` and `gpus` (how many
     there are, 0 where none is needed) by the GPU stage, `layer` by the environment stage (None where it cannot be
-    used), `extra_paths`, `node_paths` (what ComfyUI will load) and `required` (nodes and models that must be there) by
-    the node stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
+    used), `extra_paths`, `baked_nodes` (those that count), `node_paths` (what ComfyUI will load) and `required` (nodes
+    and models that must be there) by the node stage, `model_folders` (by kind, found on other mounts) by the model
+    stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
     `allow_node` gives it one again that is set aside.
     """
 
@@ -68,6 +69,8 @@ class Context:
     cpu: bool = False
     gpus: int = 0
     extra_paths: Path | None = None
+    baked_nodes: tuple[BakedNode, ...] = ()
+    model_folders: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     layer: Layer | None = None
     required: tuple[str, ...] = ()
     node_paths: tuple[Path, ...] = ()

@@ -54,6 +54,13 @@ class Actions(Protocol):
             ComfypodError: it cannot be done now.
         """
 
+    def pull_models(self, text: str) -> str:
+        """Fetch models that are asked for in words; say what follows.
+
+        Raises:
+            ComfypodError: they cannot be had.
+        """
+
     async def new_token(self) -> str:
         """Replace the token and return it.
 
@@ -218,15 +225,15 @@ class Doorway:
             match action:
                 case "restart" | "safe-mode":
                     said = await self._actions.restart_comfyui(toggle_safe_mode=action == "safe-mode")
-                    return {"ok": True, "message": said}
                 case "roll-back":
-                    return {"ok": True, "message": await self._actions.roll_back()}
+                    said = await self._actions.roll_back()
+                case "pull":
+                    said = self._actions.pull_models(str(given.get("what", "")))
                 case "node-on" | "node-off":
                     from comfypod.boot.contents import switch_node
 
                     on, name = action == "node-on", str(given.get("node", ""))
                     said = await asyncio.to_thread(switch_node, self._context, name, on=on)
-                    return {"ok": True, "message": said}
                 case "new-token":
                     token = await self._actions.new_token()
                     self.push()
@@ -236,9 +243,11 @@ class Doorway:
                         "token": token,
                         "login": f"/?token={token}",
                     }
+                case _:
+                    return {"ok": False, "status": 404, "message": f"there is no action {action!r}"}
         except ComfypodError as error:
             return {"ok": False, "message": f"{error.message}; {error.hint}"}
-        return {"ok": False, "status": 404, "message": f"there is no action {action!r}"}
+        return {"ok": True, "message": said}
 
 
 def _listen(address: str, port: int, option: str) -> socket.socket:

@@ -10,7 +10,7 @@ from comfypod import __version__
 from comfypod.boot import memory
 from comfypod.boot.identity import current
 from comfypod.boot.process import State
-from comfypod.counts import GatewayCounts, PromptCounts
+from comfypod.counts import DownloadCounts, GatewayCounts, PromptCounts
 from comfypod.workspace.run import Boot, this_process
 
 if TYPE_CHECKING:
@@ -68,9 +68,11 @@ class Health:
     draining: bool = False
     queue_saved: int = 0
     failed: str = ""
+    fetching: bool = False
     moments: dict[str, float] = field(default_factory=dict)
     process: Boot = field(default_factory=this_process)
     prompts: PromptCounts = field(default_factory=PromptCounts)
+    downloads: DownloadCounts = field(default_factory=DownloadCounts)
     gateway: GatewayCounts | None = None
 
     def note(self, moment: str) -> bool:

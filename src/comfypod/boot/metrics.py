@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Samples = Iterable[tuple[tuple[str, ...], float | Histogram]]
 
-_MODEL_STATES = ("present", "incomplete", "missing")
+_MODEL_STATES = ("present", "fetching", "incomplete", "missing")
 
 
 def _one(value: float | Histogram | None) -> Samples:
@@ -139,8 +139,21 @@ TABLE: tuple[Metric, ...] = (
         "Seconds from the start of a prompt's execution to its end, without its time in the queue",
     ),
     _row("nodes", "gauge", ("state",), _nodes, "Custom nodes by state, as /status has them"),
-    _row("models", "gauge", ("state",), _models, "Locked models by state"),
-    _row("models_bytes", "gauge", ("state",), _model_bytes, "Bytes that are there of the locked models, by state"),
+    _row("models", "gauge", ("state",), _models, "Model files that are wanted, by state"),
+    _row("models_bytes", "gauge", ("state",), _model_bytes, "Bytes that are there of wanted model files, by state"),
+    _row(
+        "download_bytes_total", "counter", (), lambda health, _: _one(health.downloads.fetched),
+        "Bytes of models that have come while this pod fetched them",
+    ),
+    _row(
+        "download_rate_bytes", "gauge", (), lambda health, _: _one(health.downloads.rate),
+        "Bytes of models that arrive in a second, 0 while none is fetched",
+    ),
+    _row(
+        "downloads_total", "counter", ("result",),
+        lambda health, _: [((result,), count) for result, count in health.downloads.finished.items()],
+        "Model files that this pod has tried to fetch: done, failed",
+    ),
     _row("volume_size_bytes", "gauge", (), _volume(lambda found: found.size), "Size of the workspace's disk"),
     _row("volume_free_bytes", "gauge", (), _volume(lambda found: found.free), "Free bytes on the workspace's disk"),
     _row("volume_inodes", "gauge", (), _volume(lambda found: found.inodes), "Inodes of the workspace's disk"),

@@ -9,5 +9,5 @@ STAGES = (
     Stage("gpu", "stop", "fit:check_gpu"),
     Stage("environment", "stop", "environment:prepare_environment"),
     Stage("nodes", "degrade", "nodes:prepare_nodes"),
-    Stage("models", "degrade", "contents:check_models"),
+    Stage("models", "degrade", "models:check_models"),
 )

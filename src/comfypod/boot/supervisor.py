@@ -22,7 +22,7 @@ from comfypod.boot.presence import Presence
 from comfypod.boot.process import State, Supervised
 from comfypod.boot.stages import STAGES
 from comfypod.boot.watch import Watch
-from comfypod.errors import BusyError, ComfypodError, Problem, ServiceError, UsageError
+from comfypod.errors import BusyError, ComfypodError, NotRunningError, Problem, ServiceError, UsageError
 from comfypod.files import storage_error
 from comfypod.result import Result, failure
 from comfypod.workspace import state
@@ -32,6 +32,7 @@ from comfypod.workspace.lease import Lease
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from comfypod.boot.fetcher import Fetcher
     from comfypod.boot.policy import Cause
     from comfypod.errors import HostError
     from comfypod.log import Console
@@ -62,6 +63,8 @@ class Supervisor:
         self._signaled: float | None = None
         self._jupyter_waits = False
         self._gathering: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[None] | None = None
+        self._fetcher: Fetcher | None = None
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._logs: list[LogFile] = []
@@ -172,6 +175,7 @@ class Supervisor:
             await self._comfyui.prepare()
             self.health.note("stages done")
             self.spawn(Watch(self._context, self._lost).run(self._stop))
+            self._fetch()
             self._start_services()
 
     async def _stages(self) -> bool:
@@ -286,6 +290,13 @@ class Supervisor:
             restart = partial(self._comfyui.restart, toggle_safe_mode=False)
             self._gathering = self.spawn(Gatherer(self._context, restart).run())
 
+    def _fetch(self) -> None:
+        """Fetch models from now on, beside ComfyUI."""
+        from comfypod.boot.fetcher import Fetcher
+
+        self._fetcher = Fetcher(self._context)
+        self._fetching = self.spawn(self._fetcher.run())
+
     def start(self, service: services.Service) -> None:
         """Run a service of the pod, with a log on the workspace."""
         if self._context.in_image:
@@ -367,6 +378,12 @@ class Supervisor:
         """Go back to the release that the volume keeps, on request."""
         return await self._comfyui.roll_back()
 
+    def pull_models(self, text: str) -> str:
+        """Fetch models, on request."""
+        if self._fetcher is None:
+            raise NotRunningError("the workspace is not ready yet", "wait until the stages of the boot are done")
+        return self._fetcher.ask(text)
+
     async def new_token(self) -> str:
         """Replace the token; sessions of the old one are over."""
         if self._settings.token:
@@ -391,8 +408,8 @@ class Supervisor:
         self._doorway.end()
         await gateway.stop()
         self._comfyui.close()
-        if self._gathering is not None:
-            self._gathering.cancel()
+        for task in filter(None, (self._gathering, self._fetching)):
+            task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._talk.cancel()
         await asyncio.gather(self._talk, return_exceptions=True)

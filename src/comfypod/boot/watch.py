@@ -8,10 +8,10 @@ import os
 from typing import TYPE_CHECKING
 
 from comfypod.boot.errand import Errand
-from comfypod.boot.health import Check, StageView
+from comfypod.boot.health import Check
 from comfypod.boot.process import State
 from comfypod.boot.prompts import Observer
-from comfypod.errors import HostError, StorageError
+from comfypod.errors import ComfypodError, HostError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
@@ -42,8 +42,11 @@ def disk_check(free: int | str | None, floor: int) -> Check:
 
 
 def required_check(wanted: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Check:
-    """Compare the nodes and models that must be there with the rows of `/status`."""
+    """Compare the nodes and models that must be there with the rows of `/status`; a pack has to be there wholly."""
     states = {str(row["name"]): str(row["state"]) for row in rows}
+    for row in rows:
+        if (pack := str(row.get("pack", ""))) and states.get(pack) in (None, *_THERE):
+            states[pack] = str(row["state"])
     lacking = [f"{name} is {states.get(name, 'missing')}" for name in wanted if states.get(name) not in _THERE]
     return Check(well=not lacking, text=f"required: {', '.join(lacking) or f'{len(wanted)} are there'}")
 
@@ -116,12 +119,12 @@ class Watch:
 
     async def _look_at_required(self) -> None:
         """Look again at models that were missing: they may come while the pod runs."""
-        from comfypod.boot.contents import check_models
+        from comfypod.boot.models import survey
 
         health = self._context.health
-        if not self._checks.get("required", Check(well=True, text="")).well:
-            with contextlib.suppress(StorageError):
-                await asyncio.to_thread(check_models, self._context, StageView("models"))
+        if not (self._checks.get("required", Check(well=True, text="")).well or health.fetching):
+            with contextlib.suppress(OSError, ComfypodError):
+                health.models, _ = await asyncio.to_thread(survey, self._context)
         self._note("required", required_check(self._context.required, [*health.nodes, *health.models]))
 
     async def _look_at_gpu(self) -> None:

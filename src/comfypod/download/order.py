@@ -15,7 +15,8 @@ class Order:
     """One file to fetch to the new name `target`.
 
     `sha256` has 64 hex digits or none, `size` is in bytes, 0 where it is not known. `check` looks at the whole file
-    before it is published, and raises IntegrityError for what may not be.
+    before it is published, and raises IntegrityError for what may not be. `below` is the folder that `target` must not
+    leave, also not by links; none, and links may lead anywhere.
     """
 
     url: str
@@ -23,6 +24,7 @@ class Order:
     sha256: str = ""
     size: int = 0
     check: Callable[[Path], None] | None = None
+    below: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +52,5 @@ class Terms:
 
     tokens: Mapping[str, str] = field(default_factory=dict)
     rate: int = 0
-    connections: int = 8
+    connections: int = 16
     files: int = 3

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from comfypod import fetch, files, gpu, proc
+from comfypod.download.address import shown
 from comfypod.errors import ComfypodError, HostError, Problem, SourceError, UsageError
 from comfypod.host.prepare import missing, needs
 from comfypod.image.detect import find
@@ -186,7 +187,7 @@ def _network(*, fetching: bool) -> Finding:
     index = index_url(os.environ)
     trouble = _reach(index)
     if not trouble:
-        return Finding("network", "ok", f"the package index {fetch.shown(index)} answers")
+        return Finding("network", "ok", f"the package index {shown(index)} answers")
     if fetching:
         return Finding("network", "problem", trouble, "connect this machine, or name a mirror with UV_DEFAULT_INDEX")
     return Finding("network", "note", trouble, "`up` needs no network: everything is there")
@@ -194,7 +195,7 @@ def _network(*, fetching: bool) -> Finding:
 
 def _reach(index: str) -> str:
     # Looking up a name has no time-out of its own, hence the thread.
-    said = [f"{fetch.shown(index)} did not answer within {_NETWORK_SECONDS:.0f} s"]
+    said = [f"{shown(index)} did not answer within {_NETWORK_SECONDS:.0f} s"]
 
     def ask() -> None:
         try:

@@ -166,9 +166,7 @@ def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> p
         jupyter=str(places[2] / "venv" / "bin" / "jupyter-lab") if len(places) > 2 else None,
         engine="host",
         comfyui_args=(*profile.comfyui_args, *(("--enable-manager",) if lock.comfyui.manager else ())),
-        models=tuple(
-            podfile.LockedModel(model.name, model.folder, model.file, model.sha256, model.size) for model in lock.models
-        ),
+        models=tuple(model.for_pod() for model in lock.models),
     )
 
 

@@ -27,8 +27,7 @@ _DECIDED = ("listen", "port", "jupyter_listen", "jupyter_port", "control_listen"
 _NOT_PASSED = frozenset({"COMFYPOD_WORKSPACE", "COMFYPOD_DATA", "COMFYPOD_GIT_MIRRORS", MARK})
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _PASSED = frozenset({
-    "HF_TOKEN", "CIVITAI_TOKEN", *_PROXIES, *(name.upper() for name in _PROXIES),
-    *(name for row in TABLE for name in row.variables),
+    *_PROXIES, *(name.upper() for name in _PROXIES), *(name for row in TABLE for name in row.variables),
 })  # fmt: skip
 
 _SHARED_MEMORY = "1g"

@@ -120,11 +120,9 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
         facts = TreeFacts(f"node {node.name}", target, node.digest, _in_build(name, (node.source,)))
         yield f"{LOCKED}/{name}/facts.json", _json(facts)
     for model in recipe.models:
-        place = f"{made.MODELS}/{model.folder}/{model.file}"
-        yield (
-            f"{LOCKED}/model-{model.name}/facts.json",
-            _json(ModelFacts(f"model {model.name}", place, model.url, model.sha256, model.size)),
-        )
+        place = f"{made.MODELS}/{model.place}"
+        wanted = ModelFacts(f"model {model.name}", place, model.url, model.sha256, model.size)
+        yield f"{LOCKED}/{made.model_layer(model)}/facts.json", _json(wanted)
     for variant in made.VARIANTS:
         for arch in recipe.profile.architectures:
             place = f"{LOCKED}/{recipe.profile.name}-{variant}/{arch}"
@@ -177,9 +175,7 @@ def pod_file(recipe: Recipe, variant: Variant, arch: str) -> podfile.PodFile:
         engine="image",
         comfyui_args=(*profile.comfyui_args, *manager),
         settings={**_SETTINGS, **lock.settings},
-        models=tuple(
-            podfile.LockedModel(model.name, model.folder, model.file, model.sha256, model.size) for model in lock.models
-        ),
+        models=tuple(model.for_pod() for model in lock.models),
         nodes=tuple(
             podfile.BakedNode(node.name, f"{made.NODES}/{node.name}/{node.name}", (node.commit or node.digest)[:19])
             for node in recipe.nodes

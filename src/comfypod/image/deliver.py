@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from comfypod import fetch
+from comfypod.download.order import Order
+from comfypod.download.run import fetch
 from comfypod.errors import ComfypodError
 from comfypod.git import is_commit
 from comfypod.image.layer import EPOCH, LayerError, staging
+from comfypod.image.network import IN_BUILD, TOKENS
 from comfypod.image.sbom import with_system
+from comfypod.lock.hosts import hosts
 from comfypod.lock.sources import index_url, obtain
 from comfypod.log import Console
 from comfypod.manifest.values import GitSource, Source
+from comfypod.models import source as sources
 from comfypod.release import MARK, describe
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 USER = "comfypod"
 _LARGE = 256 * 1024
 USER_ID = 1000
+_TOKENS = {variable: f"{IN_BUILD}/{name}" for name, variable in TOKENS.items()}
 
 
 class TreeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,11 +126,19 @@ def _is_pinned(source: Source) -> bool:
 
 def _model(options: argparse.Namespace, console: Console) -> None:
     facts = msgspec.json.decode(options.facts.read_bytes(), type=ModelFacts)
+    tokens = {f"{name}_FILE": path for name, path in _TOKENS.items() if Path(path).is_file()}
     with _naming(facts.item), staging(options.root, unchecked=False) as staged:
-        place = staged / facts.target.lstrip("/")
-        place.parent.mkdir(parents=True)
+        terms, endpoints = hosts({**os.environ, **tokens})
+        address = sources.address(sources.of_text(facts.url), endpoints)
+        order = Order(address, staged / facts.target.lstrip("/"), facts.sha256, facts.size)
+        order.target.parent.mkdir(parents=True)
         with console.progress(facts.item, facts.size) as advance:
-            fetch.download(facts.url, place, sha256=facts.sha256, advance=advance)
+            (problem,) = fetch(
+                [order], staged.with_name("downloads"), terms, watch=lambda _, done, __: advance(done),
+                cancelled=lambda: False,
+            )  # fmt: skip
+        if problem is not None:
+            raise problem
 
 
 @contextlib.contextmanager
@@ -133,8 +146,8 @@ def _naming(item: str) -> Iterator[None]:
     """Say in one line which item failed."""
     try:
         yield
-    except ComfypodError as error:
-        raise LayerError(item, " ".join(error.message.split())) from error
+    except (ComfypodError, ValueError) as error:
+        raise LayerError(item, " ".join(str(error).split())) from error
 
 
 def _facts(options: argparse.Namespace, _: Console) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.image import recipe as made
 from comfypod.image.labels import labels
+from comfypod.image.network import TOKENS
 from comfypod.log import human_bytes
 from comfypod.manifest.values import PathSource
 
@@ -26,6 +27,8 @@ _SOURCE = "--mount=type=bind,source=src/comfypod,target=/run/build/src/comfypod"
 _SCRIPT = "--mount=type=bind,source=src/comfypod/image/layer.py,target=/run/build/layer.py"
 _SECRETS = ("--mount=type=secret,id=build", "--mount=type=secret,id=ca,mode=0444")
 _APT_SECRETS = ("--mount=type=secret,id=apt", "--mount=type=secret,id=sources")
+# For the hosts of models; no other step sees them.
+_TOKENS = tuple(f"--mount=type=secret,id={name}" for name in TOKENS)
 # Beside what is only of use here: what would differ each time, such as fontconfig's cache, which holds times.
 _CLEAN = (
     "rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/*/*-old /var/cache/ldconfig /var/cache/fontconfig/* "
@@ -172,7 +175,8 @@ def _install(layer: PackageLayer, root: str | None, tests: str) -> str:
 def _trees(recipe: Recipe, *, collect: bool) -> list[str]:
     """Fetch models, ComfyUI and nodes; each is compared with the lock's digest before it becomes part of anything."""
     blocks = [
-        _deliver("model", f"model-{model.name}", f"The model {model.name}", collect=collect) for model in recipe.models
+        _deliver("model", made.model_layer(model), f"The model {model.name}", collect=collect)
+        for model in recipe.models
     ]
     comfyui = recipe.lock.comfyui
     title = f"ComfyUI {comfyui.version}, {comfyui.files} files"
@@ -189,7 +193,7 @@ def _deliver(kind: str, name: str, title: str, *, collect: bool, local: bool = F
     if collect and kind == "tree":
         root += f" --large /layers/data-{name}"
     folder = (f"--mount=type=bind,source={LOCAL}/{name},target=/run/build/local/{name}",) if local else ()
-    mounts = (_SOURCE, _bind(name), *folder, *_SECRETS)
+    mounts = (_SOURCE, _bind(name), *folder, *_SECRETS, *(_TOKENS if kind == "model" else ()))
     command = f"{_DELIVER} {kind} --facts /run/build/locked/facts.json{root}"
     return f"# {title}; what arrives must have the digest that the lock names.\n" + _run(mounts, (command,)) + "\n"
 
@@ -206,7 +210,7 @@ def _collected(recipe: Recipe, variant: Variant) -> list[str]:
     shared = [layer.name for layer in wanted if not layer.late and not layer.full_only]
     own = [layer.name for layer in wanted if not layer.late and layer.full_only]
     trees = ["comfyui", *(f"node-{node.name}" for node in recipe.nodes)]
-    often = [f"data-{name}" for name in trees] + [f"model-{model.name}" for model in recipe.models]
+    often = [f"data-{name}" for name in trees] + [made.model_layer(model) for model in recipe.models]
     often += [layer.name for layer in wanted if layer.late] + [*trees, "comfypod"]
     return [
         _variant_title(variant),

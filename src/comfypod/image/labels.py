@@ -41,4 +41,6 @@ def labels(recipe: Recipe, variant: Variant) -> dict[str, str]:
         found[f"{PREFIX}.cuda"] = profile.cuda
         found[f"{PREFIX}.driver"] = str(profile.driver)
         found[f"{PREFIX}.capabilities"] = " ".join(profile.capabilities)
+    if licences := sorted({model.licence for model in recipe.models if model.licence}):
+        found[f"{PREFIX}.models.licences"] = ", ".join(licences)
     return found

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import git
+from comfypod.download.address import shown
 from comfypod.errors import UsageError
-from comfypod.fetch import shown
+from comfypod.lock import hosts
+from comfypod.settings import secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 _INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 _CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+# The build secrets with the tokens of models' hosts, and the variables that they come from.
+TOKENS = {name.lower(): name for name in hosts.TOKENS}
+_PASSED = ("HF_ENDPOINT",)
 _SUITE = "bookworm"
-_IN_BUILD = "/run/secrets"
+IN_BUILD = "/run/secrets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +36,16 @@ class Network:
     """What a build is given of the network.
 
     `mode` is the engine's network for build steps. `certificates` is a bundle in PEM that takes the place of the
-    image's own; `proxies` are variables. Addresses may hold passwords: none of this goes into an argument or a label.
+    image's own; `variables` are those of proxies and mirrors, `tokens` those of models' hosts by name of their secret.
+    Addresses may hold passwords: none of this goes into an argument or a label.
     """
 
     index: str = ""
     apt_mirror: str = ""
     git_mirrors: tuple[str, ...] = ()
     certificates: bytes = b""
-    proxies: tuple[tuple[str, str], ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[tuple[str, str], ...] = ()
     mode: str = "default"
     notes: tuple[str, ...] = ()
 
@@ -68,7 +75,8 @@ def network(
         apt_mirror=_address("--apt-mirror", apt_mirror or "").rstrip("/"),
         git_mirrors=_checked_mirrors(mirrors),
         certificates=certificates,
-        proxies=tuple((name, environ[name]) for name in _PROXIES if environ.get(name)),
+        variables=tuple((name, environ[name]) for name in (*_PROXIES, *_PASSED) if environ.get(name)),
+        tokens=tuple((name, token) for name, variable in TOKENS.items() if (token := secret(environ, variable))),
         mode=mode,
         notes=(*notes, *note),
     )
@@ -124,27 +132,28 @@ def _system_bundle() -> bytes:
 
 
 def secrets(wanted: Network) -> dict[str, bytes]:
-    """Return the contents of the build secrets by id: `build`, `ca`, `apt`, `sources`; only those that are needed."""
+    """Return the contents of the build secrets by id: `build`, `ca`, `apt`, `sources`, tokens; only what there is."""
     found = {
         "build": _script(wanted),
         "ca": wanted.certificates,
         "apt": _apt(wanted),
         "sources": _sources(wanted.apt_mirror),
     }
+    found |= {name: token.encode() for name, token in wanted.tokens}
     return {name: data for name, data in found.items() if data}
 
 
 def _script(wanted: Network) -> bytes:
     """Write what bash reads before each step."""
-    variables: dict[str, str] = dict(wanted.proxies)
+    variables: dict[str, str] = dict(wanted.variables)
     if wanted.index:
         variables |= {"PIP_INDEX_URL": wanted.index, "UV_DEFAULT_INDEX": wanted.index}
     if wanted.git_mirrors:
         variables["COMFYPOD_GIT_MIRRORS"] = " ".join(wanted.git_mirrors)
     if wanted.certificates:
-        variables |= dict.fromkeys(_CERTIFICATES, f"{_IN_BUILD}/ca")
+        variables |= dict.fromkeys(_CERTIFICATES, f"{IN_BUILD}/ca")
     if _apt(wanted):
-        variables["APT_CONFIG"] = f"{_IN_BUILD}/apt"
+        variables["APT_CONFIG"] = f"{IN_BUILD}/apt"
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())).encode()
 
 
@@ -152,9 +161,9 @@ def _apt(wanted: Network) -> bytes:
     lines = []
     if wanted.certificates:
         # apt's own user cannot read secrets, which belong to root.
-        lines += [f'Acquire::https::CaInfo "{_IN_BUILD}/ca";', 'APT::Sandbox::User "root";']
+        lines += [f'Acquire::https::CaInfo "{IN_BUILD}/ca";', 'APT::Sandbox::User "root";']
     if wanted.apt_mirror:
-        lines += [f'Dir::Etc::SourceList "{_IN_BUILD}/sources";', 'Dir::Etc::SourceParts "-";']
+        lines += [f'Dir::Etc::SourceList "{IN_BUILD}/sources";', 'Dir::Etc::SourceParts "-";']
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -7,8 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from comfypod.download.address import shown
 from comfypod.errors import ComfypodError, ImageError, InstallError, IntegrityError, SourceError, StorageError
-from comfypod.fetch import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -73,8 +75,8 @@ class Recipe:
 
     @property
     def models(self) -> tuple[LockedModel, ...]:
-        """The models that are built in."""
-        return tuple(model for model in self.lock.models if model.bake)
+        """The models that are built in, each place once: what two packs share is one file."""
+        return tuple({model.place: model for model in self.lock.models if model.bake}.values())
 
     def environment(self, purpose: str, arch: str) -> Environment:
         """Return the environment of a purpose on an architecture."""
@@ -117,6 +119,12 @@ _GROUPS = (
         "comfyui-packages", "ComfyUI's own packages; change with it", lambda _: True, _OWN_LAYER_BYTES, late=True
     ),
 )  # fmt: skip
+
+
+def model_layer(model: LockedModel) -> str:
+    """Name a model's layer, its folder of facts and its step; a pack's file may be called anything."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"model-{model.name}")
+    return f"{name}-{hashlib.sha256(model.place.encode()).hexdigest()[:8]}" if model.pack else name
 
 
 def make_recipe(lock: Lock, profile: Profile) -> Recipe:

@@ -70,8 +70,9 @@ def _package(package: Package) -> dict[str, Any]:
 
 
 def _model(model: LockedModel) -> dict[str, Any]:
-    name = f"pkg:generic/{quote(model.name)}"
-    return _component("machine-learning-model", model.name, model.sha256[:12], name, model.sha256)
+    name = f"pkg:generic/{quote(model.name)}?checksum=sha256:{model.sha256}"
+    row = _component("machine-learning-model", model.name, model.sha256[:12], name, model.sha256)
+    return {**row, "licenses": [{"license": {"name": model.licence}}]} if model.licence else row
 
 
 def _tree(name: str, version: str, digest: str, kind: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from comfypod.errors import HostError, ImageError
 from comfypod.image import recipe as made
 from comfypod.image.api import docker_api
 from comfypod.image.labels import labels
+from comfypod.image.network import TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,7 @@ _SECONDS = 900.0
 _EMULATED_SECONDS = 3 * 3600.0
 _ABSENT = (
     "/root/.cache", "/root/.local", "/run/secrets/build", "/run/secrets/ca", "/run/secrets/apt", "/run/secrets/sources",
+    *(f"/run/secrets/{name}" for name in TOKENS),
     "/layers", "/opt/comfyui/.git", "/var/lib/apt/lists/lock",
 )  # fmt: skip
 # Whatever a build leaves behind when it is not told otherwise; the file systems of the kernel are not the image's.
@@ -69,7 +71,7 @@ def _files(wanted: Plan, *, full: bool) -> Iterator[dict[str, Any]]:
     jupyter = full and any(layer.venv == made.JUPYTER for layer in wanted.recipe.packages)
     present = [str(podfile.IN_IMAGE), "/etc/comfypod/sbom.cdx.json", f"{made.COMFYUI}/main.py", "/usr/bin/tini"]
     present += [f"{made.COMFYPOD}/bin/comfypod", *([f"{made.JUPYTER}/bin/jupyter-lab"] if jupyter else [])]
-    present += [f"{made.MODELS}/{model.folder}/{model.file}" for model in wanted.recipe.models]
+    present += [f"{made.MODELS}/{model.place}" for model in wanted.recipe.models]
     for path in present:
         yield {"name": f"{path} is there and root's", "path": path, "shouldExist": True, "uid": 0, "gid": 0}
     absent = [*_ABSENT, *([] if jupyter else [made.JUPYTER]), *([] if full else ["/usr/bin/gcc"])]

@@ -97,14 +97,14 @@ def _check(manifest: Manifest, lock_path: Path | None) -> Result:
 def _upgrade(names: Sequence[str] | None, manifest: Manifest, previous: Lock | None) -> Upgrade:
     if names is None or not names:
         return Upgrade(everything=names is not None)
-    known = {"comfyui", *(node.name for node in manifest.node), *(model.name for model in manifest.model)}
+    known = {"comfyui", *(each.name for table in (manifest.node, manifest.model, manifest.pack) for each in table)}
     for environment in previous.environments if previous else ():
         known.update(package.name for package in (*environment.packages, *environment.build))
     lowered = {name.lower() for name in known}
     for name in names:
         if name.lower() not in lowered:
             close = difflib.get_close_matches(name.lower(), sorted(lowered), 1)
-            hint = f"did you mean {close[0]!r}?" if close else "name a package, a node, a model, or `comfyui`"
+            hint = f"did you mean {close[0]!r}?" if close else "name a package, a node, a model, a pack, or `comfyui`"
             raise UsageError(f"--upgrade {name}: the lock has nothing of this name", hint)
     return Upgrade(frozenset(name.lower() for name in names))
 

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from comfypod import fetch, registry
-from comfypod.errors import IntegrityError, LockError
+from comfypod import registry
+from comfypod.errors import IntegrityError
 from comfypod.lock import python, schema
-from comfypod.lock.schema import Environment, Lock, LockedModel, LockedTarget, Requested
+from comfypod.lock.hosts import hosts
+from comfypod.lock.models import lock_models
+from comfypod.lock.models import wanted as wanted_models
+from comfypod.lock.schema import Environment, Lock, LockedTarget, Requested
 from comfypod.lock.sources import index_url
 from comfypod.lock.trees import Site, lock_comfyui, lock_node
 from comfypod.manifest.profiles import load_profiles
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from comfypod.lock.schema import Package, Purpose
     from comfypod.log import Console
     from comfypod.manifest.profiles import Profile
-    from comfypod.manifest.schema import Manifest, Model
+    from comfypod.manifest.schema import Manifest
     from comfypod.manifest.values import Arch
 
 _BUILD_PACKAGES = ("setuptools", "wheel")
@@ -74,13 +77,16 @@ def make(manifest: Manifest, previous: Lock | None, upgrade: Upgrade, base: Path
         old_nodes = {node.name: node for node in previous.nodes if not upgrade.covers(node.name)} if previous else {}
         wanted = sorted(manifest.node, key=lambda node: node.name)
         nodes = tuple(lock_node(node, old_nodes.get(node.name), site) for node in wanted)
+        old_models = [
+            each for each in (previous.models if previous else ()) if not upgrade.covers(each.pack or each.name)
+        ]
+        models = lock_models(wanted_models(manifest), old_models, *hosts(os.environ), Path(scratch), console)
     required = [*requirements, *manifest.python.packages, *(line for node in nodes for line in node.requirements)]
     targets, environments = _environments(manifest, required, previous, upgrade, console)
     comfyui = msgspec.structs.replace(comfyui, manager=_manager(requirements, environments))
     return Lock(
         schema=schema.SCHEMA, comfyui=comfyui, targets=targets, environments=environments, nodes=nodes,
-        models=_models(manifest.model, previous, upgrade), settings=manifest.settings_text,
-        requested=_requested(manifest),
+        models=models, settings=manifest.settings_text, requested=_requested(manifest),
     )  # fmt: skip
 
 
@@ -203,33 +209,3 @@ def _refuse_replaced(packages: Iterable[Package], before: Iterable[Package], upg
                     "a published file never changes: find out why; `comfypod lock --upgrade "
                     f"{package.name}` takes the new one",
                 )
-
-
-def _models(wanted: Iterable[Model], previous: Lock | None, upgrade: Upgrade) -> tuple[LockedModel, ...]:
-    known = {model.name: model for model in previous.models if not upgrade.covers(model.name)} if previous else {}
-    return tuple(_model(model, known.get(model.name)) for model in sorted(wanted, key=lambda model: model.name))
-
-
-def _model(wanted: Model, known: LockedModel | None) -> LockedModel:
-    sha256, size = wanted.sha256, wanted.size
-    if known is not None and known.url == wanted.url and sha256 in (None, known.sha256):
-        sha256, size = known.sha256, size or known.size
-    if sha256 is None or size is None:
-        headers = fetch.head(wanted.url)
-        tag, length = headers.get("x-linked-etag", "").strip('"'), headers.get("x-linked-size", "")
-        sha256 = sha256 or (tag if len(tag) == 64 and set(tag) <= set("0123456789abcdef") else None)
-        size = size or int(length if length.isdecimal() else headers.get("content-length") or 0)
-    if not sha256 or not size:
-        raise LockError(
-            f"model {wanted.name}: {wanted.url} does not tell its digest and size",
-            f'write `sha256 = "..."` and `size = ...` (bytes) into the [[model]] named "{wanted.name}"',
-        )
-    return LockedModel(
-        name=wanted.name,
-        url=wanted.url,
-        folder=wanted.folder,
-        file=wanted.filename,
-        sha256=sha256,
-        size=size,
-        bake=wanted.bake,
-    )

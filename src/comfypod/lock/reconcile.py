@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from comfypod.errors import LockError, Problem
+from comfypod.lock import models
 from comfypod.lock.sources import default_sources
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
     from comfypod.lock.schema import Lock, LockedModel, LockedTarget
     from comfypod.manifest.profiles import Profile
-    from comfypod.manifest.schema import Manifest, Model
+    from comfypod.manifest.schema import Manifest
+    from comfypod.models.file import ModelFile
 
 _ABSENT = "nothing"
 _LOCK = "comfypod lock"
@@ -111,15 +113,15 @@ def _nodes(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
 
 
 def _models(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
-    wanted = {model.name: model for model in manifest.model}
-    locked = {model.name: model for model in lock.models}
-    for name in sorted(wanted.keys() | locked.keys()):
-        if name not in wanted:
-            yield Drift(f"model {name}", _ABSENT, locked[name].url)
-        elif name not in locked:
-            yield Drift(f"model {name}", wanted[name].url, _ABSENT)
+    wanted = {models.key(file): (file, baked) for file, baked in models.wanted(manifest)}
+    locked = {models.key(model): model for model in lock.models}
+    for each in sorted(wanted.keys() | locked.keys()):
+        if each not in wanted:
+            yield Drift(f"model {locked[each].name}", _ABSENT, locked[each].source)
+        elif each not in locked:
+            yield Drift(f"model {wanted[each][0].name}", wanted[each][0].url, _ABSENT)
         else:
-            yield from _model(wanted[name], locked[name])
+            yield from _model(*wanted[each], locked[each])
 
 
 def _settings(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
@@ -129,13 +131,16 @@ def _settings(manifest: Manifest, lock: Lock) -> Iterator[Drift]:
             yield Drift(f"setting {name}", wanted.get(name, _ABSENT), lock.settings.get(name, _ABSENT))
 
 
-def _model(wanted: Model, locked: LockedModel) -> Iterator[Drift]:
+def _model(wanted: ModelFile, baked: bool, locked: LockedModel) -> Iterator[Drift]:
     for item, ours, theirs in (
-        ("url", wanted.url, locked.url),
-        ("place", f"{wanted.folder}/{wanted.filename}", f"{locked.folder}/{locked.file}"),
+        ("url", wanted.url, locked.source),
+        ("place", f"{wanted.folder}/{wanted.file or locked.file}", locked.place),
         ("sha256", wanted.sha256 or locked.sha256, locked.sha256),
         ("size", wanted.size or locked.size, locked.size),
-        ("bake", _truth(wanted.bake), _truth(locked.bake)),
+        ("licence", wanted.licence or locked.licence, locked.licence),
+        ("gated", _truth(wanted.gated or locked.gated), _truth(locked.gated)),
+        ("pickle", _truth(wanted.pickle), _truth(locked.pickle)),
+        ("bake", _truth(baked), _truth(locked.bake)),
     ):
         if ours != theirs:
-            yield Drift(f"model {wanted.name}, {item}", str(ours), str(theirs))
+            yield Drift(f"model {locked.name}, {item}", str(ours), str(theirs))

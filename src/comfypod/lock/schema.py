@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from comfypod import podfile
 from comfypod.errors import LockError
 from comfypod.manifest.values import (
     Arch,
     ArchiveSource,
     GitSource,
     ItemName,
+    Licence,
     PathSource,
     SafeName,
     SafePath,
@@ -22,9 +24,10 @@ from comfypod.manifest.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SCHEMA = 1
+ModelName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*(/[^/\\\x00-\x1f\x7f]+)?\Z")]
 Purpose = Literal["comfyui", "jupyter", "comfypod"]
 
 
@@ -166,15 +169,41 @@ class LockedNode(_Frozen, frozen=True):
 
 
 class LockedModel(_Frozen, frozen=True):
-    """A model file: `folder` below `models/`, `size` in bytes; `bake` puts it into images."""
+    """A model file: `folder` below `models/`, `size` in bytes; `bake` puts it into images.
 
-    name: ItemName
+    A file of a `pack` is called `PACK/FILE`. `url` is where it comes from for good, and `asked` what the manifest says
+    where that is something else, such as a branch.
+    """
+
+    name: ModelName
     url: str
     folder: SafePath
     file: SafeName
     sha256: Sha256
     size: int
     bake: bool = False
+    licence: Licence = ""
+    gated: bool = False
+    pickle: bool = False
+    pack: str = ""
+    asked: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its path below `models/`."""
+        return f"{self.folder}/{self.file}"
+
+    @property
+    def source(self) -> str:
+        """What the manifest said of where it comes from."""
+        return self.asked or self.url
+
+    def for_pod(self) -> podfile.LockedModel:
+        """Return what a pod needs to know about it."""
+        return podfile.LockedModel(
+            self.name, self.folder, self.file, self.sha256, self.size, self.url, self.licence, self.gated, self.pickle,
+            self.pack,
+        )  # fmt: skip
 
 
 class Requested(_Frozen, frozen=True):
@@ -260,6 +289,19 @@ def _misfits(lock: Lock) -> Iterator[str]:
             yield f"node {node.name} has not exactly one of a commit, a folder and an archive"
         elif not node.commit and not node.digest:
             yield f"node {node.name} is a folder or an archive without a digest"
+    yield from clashes(lock.models)
+
+
+def clashes(models: Iterable[LockedModel]) -> Iterator[str]:
+    """Yield what is wrong with places that two models have: there they must be one file."""
+    places: dict[str, LockedModel] = {}
+    for model in models:
+        first = places.setdefault(model.place, model)
+        if first.sha256 != model.sha256:
+            yield (
+                f"{first.name} and {model.name} are both to be {model.place}, one with sha256 {first.sha256[:12]} and "
+                f"{first.size} bytes, the other with {model.sha256[:12]} and {model.size}"
+            )
 
 
 def _unpinned(environment: Environment) -> Iterator[str]:

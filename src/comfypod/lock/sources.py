@@ -17,6 +17,7 @@ from urllib.parse import urljoin
 import msgspec
 
 from comfypod import fetch, files, git
+from comfypod.download.address import shown
 from comfypod.errors import HostError, IntegrityError, SourceError
 from comfypod.log import human_bytes
 from comfypod.manifest.values import ArchiveSource, GitSource, PathSource, SdistSource
@@ -79,9 +80,9 @@ def describe(source: Source) -> str:
     """Name a source in a line."""
     match source:
         case GitSource():
-            return f"{fetch.shown(source.url)} at {source.ref}"
+            return f"{shown(source.url)} at {source.ref}"
         case ArchiveSource():
-            return fetch.shown(source.url)
+            return shown(source.url)
         case SdistSource():
             return f"{source.package} {source.version} from the package index"
         case PathSource():
@@ -197,13 +198,13 @@ def _find_sdist(source: SdistSource, index: str) -> tuple[str, int | None]:
     try:
         listing = msgspec.convert(fetch.get_json(page, _INDEX_JSON), _Listing)
     except msgspec.ValidationError as error:
-        raise SourceError(f"{fetch.shown(page)} is not a list of files: {error}") from error
+        raise SourceError(f"{shown(page)} is not a list of files: {error}") from error
     wanted = normal(f"{source.package}-{source.version}")
     for listed in listing.files:
         stem = next((listed.filename.removesuffix(end) for end in _SDIST_SUFFIXES if listed.filename.endswith(end)), "")
         if normal(stem) == wanted:
             return urljoin(page, listed.url), listed.size
-    raise SourceError(f"{fetch.shown(page)} lists no source distribution of version {source.version}")
+    raise SourceError(f"{shown(page)} lists no source distribution of version {source.version}")
 
 
 def normal(name: str) -> str:

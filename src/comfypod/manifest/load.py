@@ -6,6 +6,7 @@ import difflib
 import re
 import tomllib
 from importlib import resources
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
@@ -13,8 +14,11 @@ import msgspec
 from comfypod.errors import ManifestError, Problem, UsageError
 from comfypod.manifest import profiles
 from comfypod.manifest.locate import line_of, locate
-from comfypod.manifest.schema import Manifest, url_file
-from comfypod.manifest.values import SafeName
+from comfypod.manifest.schema import Manifest, ModelAddress
+from comfypod.manifest.values import PICKLE_HINT, SafeName
+from comfypod.models import packs
+from comfypod.models import source as sources
+from comfypod.models.look import PICKLES
 from comfypod.settings import as_text
 
 if TYPE_CHECKING:
@@ -162,10 +166,11 @@ def _check_tagged(classes: tuple[Any, ...], value: dict[str, Any], path: KeyPath
 def _check_meaning(body: dict[str, Any]) -> Iterator[Finding]:
     """Yield what is well-formed and still wrong; parts of a wrong type are left to the other check."""
     yield from _check_profiles(body.get("profiles"))
-    for table in ("node", "model"):
+    for table in ("node", "model", "pack"):
         yield from _duplicates(table, [(index, row.get("name")) for index, row in _rows(body, table)], f"{table} name")
     yield from _check_nodes(_rows(body, "node"))
-    yield from _check_models(_rows(body, "model"))
+    yield from _check_packs(_rows(body, "pack"))
+    yield from _check_models(_model_rows(body))
     yield from _check_settings(body.get("settings"))
 
 
@@ -205,22 +210,43 @@ def _check_nodes(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding
             yield ("node", index, kind), f"the key {beside!r} is missing", _NODE_HINT
 
 
-def _check_models(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
-    places: dict[tuple[Any, Any], int] = {}
+def _check_packs(rows: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Finding]:
     for index, row in rows:
+        name = row.get("name")
+        if isinstance(name, str) and not row.get("file") and name not in packs.shipped():
+            hint = f"{_closest(name, packs.shipped())}; another one has its files as [[pack.file]]"
+            yield ("pack", index, "name"), f"comfypod has no pack {name!r}", hint
+
+
+def _model_rows(body: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield every table that is a model file, those of packs included."""
+    yield from ((("model", index), row) for index, row in _rows(body, "model"))
+    for index, pack in _rows(body, "pack"):
+        yield from ((("pack", index, "file", number), row) for number, row in _rows(pack, "file"))
+
+
+def _check_models(rows: Iterable[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
+    places: dict[tuple[Any, Any], tuple[KeyPath, Any]] = {}
+    for path, row in rows:
         url, folder = row.get("url"), row.get("folder")
-        if not isinstance(url, str) or not isinstance(folder, str):
+        if not isinstance(url, str) or not isinstance(folder, str) or any(True for _ in _check(ModelAddress, url, ())):
             continue
-        name = row.get("file") or url_file(url)
+        try:
+            source = sources.of_text(url)
+        except ValueError as error:
+            yield (*path, "url"), str(error), sources.HOWTO
+            continue
+        name = row.get("file") or source.file
+        if not name and source.kind == "civitai":
+            continue
         if "file" not in row and any(True for _ in _check(SafeName, name, ())):
-            yield ("model", index, "url"), "the address does not end in a file name", 'write `file = "..."` beside it'
-        first = places.setdefault((folder, name), index)
-        if first != index:
-            yield (
-                ("model", index),
-                f"{folder}/{name} is the place of model[{first}] too",
-                "give one of them another file",
-            )
+            yield (*path, "url"), "the address does not end in a file name", 'write `file = "..."` beside it'
+        if PurePath(str(name)).suffix.lower() in PICKLES and row.get("pickle") is not True:
+            yield path, f"{name} is of a format that can run code when it is loaded", PICKLE_HINT
+        digest = row.get("sha256")
+        first, other = places.setdefault((folder, name), (path, digest))
+        if first != path and (first[:-1] == path[:-1] or (digest and other and digest != other)):
+            yield path, f"{folder}/{name} is the place of {_dotted(first)} too", "give one of them another file"
 
 
 def _rows(body: dict[str, Any], table: str) -> list[tuple[int, dict[str, Any]]]:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from comfypod.manifest.values import ItemName, SafeName, SafePath, Sha256, Source, Version
+from comfypod.manifest.values import ItemName, Licence, SafeName, SafePath, Sha256, Source, Version
+from comfypod.models import source as sources
 from comfypod.settings import as_text
 
 Requirement = Annotated[
@@ -15,8 +16,15 @@ Requirement = Annotated[
 PackageName = Annotated[
     str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z", description="the name of a package")
 ]
-WebAddress = Annotated[
-    str, msgspec.Meta(pattern=r"\Ahttps?://[^\s/]+/\S*\Z", description="an https:// or http:// address")
+# No login and no token: what a manifest says ends up in the lock and in images.
+ModelAddress = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A(?!.*[?&](?:token|api_?key|access_token)=)"
+        r"(https?://[^\s/@]+/\S*|hf:[^\s/@:]+/[^\s/@]+(@[^\s/@]+)?/\S+|civitai:[0-9]+)\Z",
+        description="an https:// or http:// address without a login or token, hf:ORG/REPO@REVISION/FILE or "
+        "civitai:VERSION",
+    ),
 ]
 GitAddress = Annotated[
     str,
@@ -101,24 +109,43 @@ class Node(_Written, frozen=True):
         return self.path or f"{self.git} at {self.ref}"
 
 
-class Model(_Written, frozen=True):
-    """A model file; `folder` is below `models/`, `file` is the last part of the address when not given.
+class PackFile(_Written, frozen=True):
+    """A file of a model pack: `folder` is below `models/`, `file` is the last part of the address when not given.
 
-    `bake` puts it into images.
+    `gated` says that its host asks for a token, `pickle` that a format which can run code is wanted all the same.
     """
 
-    name: ItemName
-    url: WebAddress
+    url: ModelAddress
     folder: SafePath
     file: SafeName | None = None
     sha256: Sha256 | None = None
     size: Bytes | None = None
-    bake: bool = False
+    licence: Licence = ""
+    gated: bool = False
+    pickle: bool = False
 
     @property
     def filename(self) -> str:
-        """The name under which it is stored."""
-        return self.file or url_file(self.url)
+        """The name under which it is stored, nothing where only its host knows it."""
+        return self.file or sources.of_text(self.url).file
+
+
+class Model(PackFile, frozen=True, kw_only=True):
+    """A model file with a name of its own; `bake` puts it into images."""
+
+    name: ItemName
+    bake: bool = False
+
+
+class Pack(_Written, frozen=True):
+    """Several model files; without any it is the pack of that name that comes with comfypod.
+
+    `bake` puts them into images.
+    """
+
+    name: ItemName
+    file: tuple[PackFile, ...] = ()
+    bake: bool = False
 
 
 class Manifest(_Written, frozen=True):
@@ -131,16 +158,10 @@ class Manifest(_Written, frozen=True):
     jupyter: Jupyter = Jupyter()
     node: tuple[Node, ...] = ()
     model: tuple[Model, ...] = ()
+    pack: tuple[Pack, ...] = ()
     settings: dict[str, str | int | float | bool | list[str]] = {}
 
     @property
     def settings_text(self) -> dict[str, str]:
         """The settings as lock and `pod.json` hold them, in order of their names."""
         return {name: as_text(name, value) for name, value in sorted(self.settings.items())}
-
-
-def url_file(url: str) -> str:
-    """Return the last part of an address's path, without query and escapes; empty where there is none."""
-    from urllib.parse import unquote, urlsplit
-
-    return unquote(urlsplit(url).path).rpartition("/")[2]

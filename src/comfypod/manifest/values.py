@@ -30,6 +30,12 @@ SafePath = Annotated[
         description="a relative folder, without `..`",
     ),
 ]
+# Stands in a label of images, so nothing that a Dockerfile reads as its own.
+Licence = Annotated[
+    str,
+    msgspec.Meta(pattern=r'\A[^"$\\`\x00-\x1f\x7f]*\Z', description='the name of a licence, such as "apache-2.0"'),
+]
+PICKLE_HINT = "take a .safetensors file, or write `pickle = true` beside it where you trust who made it"
 Arch = Literal["x86_64", "aarch64"]
 
 

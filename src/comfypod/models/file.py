@@ -11,7 +11,8 @@ class ModelFile:
 
     `name` is what people call it, `pack` the pack it belongs to, if any. `sha256` has 64 hex digits, or none while it
     is not known; `size` is in bytes, 0 while it is not known. `gated` says that its host asks for a licence to be
-    accepted and a token; `pickle`, that a format which can run code when it is loaded was asked for.
+    accepted and a token; `pickle`, that a format which can run code when it is loaded was asked for. `trouble` is why
+    its host said no more of it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class ModelFile:
     pickle: bool = False
     required: bool = False
     pack: str = ""
+    trouble: str = ""
 
     @property
     def place(self) -> str:

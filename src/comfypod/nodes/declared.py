@@ -7,8 +7,9 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from comfypod.errors import NodeError, Problem, StorageError, UsageError
-from comfypod.files import read_small, storage_error, write_atomic
+from comfypod.files import storage_error, write_atomic
 from comfypod.wish import as_row, of_row
+from comfypod.workspace.declared import rows_of, table_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +23,7 @@ def wishes(path: Path, setting: Iterable[Wish]) -> tuple[dict[str, Wish], tuple[
     found: dict[str, Wish] = {}
     problems = []
     try:
-        rows = _rows(_table(_text(path)))
+        rows = rows_of(table_of(text_of(path)), "node")
     except (UsageError, StorageError) as error:
         rows, problems = [], [Problem(NodeError.code, error.message, error.hint)]
     for index, row in enumerate(rows):
@@ -44,11 +45,11 @@ def add(path: Path, wish: Wish) -> None:
         StorageError: the disk failed.
     """
     remove(path, wish.name)
-    text = _text(path)
+    text = text_of(path)
     rows = [f"{key} = {_toml(value)}" for key, value in as_row(wish).items()]
     added = "\n".join([*([text.rstrip("\n"), ""] if text.strip() else []), "[[node]]", *rows, ""])
-    before = _table(text)
-    _write(path, added, {**before, "node": [*_rows(before), as_row(wish)]})
+    before = table_of(text)
+    _write(path, added, {**before, "node": [*rows_of(before, "node"), as_row(wish)]})
 
 
 def remove(path: Path, name: str) -> bool:
@@ -58,13 +59,13 @@ def remove(path: Path, name: str) -> bool:
         UsageError: it cannot be done without touching the rest.
         StorageError: the disk failed.
     """
-    text = _text(path)
-    rows = _rows(_table(text))
+    text = text_of(path)
+    rows = rows_of(table_of(text), "node")
     left = [row for row in rows if not _is_named(row, name)]
     if len(left) == len(rows):
         return False
     kept = "".join(block for block in _blocks(text) if not _holds(block, name))
-    after = {**_table(text), "node": left}
+    after = {**table_of(text), "node": left}
     _write(path, kept, after if left else {key: value for key, value in after.items() if key != "node"})
     return True
 
@@ -115,28 +116,3 @@ def _says(text: str, wanted: dict[str, Any]) -> bool:
         return tomllib.loads(text) == wanted
     except tomllib.TOMLDecodeError:
         return False
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_small(path).decode("utf-8")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", "mend its mode, or move it away") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
-
-
-def _table(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"comfypod.toml is not TOML: {error}", "mend the file, or move it away") from error
-
-
-def _rows(table: dict[str, Any]) -> list[Any]:
-    rows = table.get("node", [])
-    if not isinstance(rows, list):
-        raise UsageError("`node` in comfypod.toml is not an array of tables", "write each node below [[node]]")
-    return rows

@@ -123,6 +123,21 @@ class Layout:
         return self.records / "node-starts.json"
 
     @property
+    def downloads(self) -> Path:
+        """Parts of models that are being fetched; what is left here is gone on with."""
+        return self.records / "downloads"
+
+    @property
+    def models(self) -> Path:
+        """Which models comfypod has fetched, from where, and what they were then."""
+        return self.records / "models.json"
+
+    @property
+    def models_lock(self) -> Path:
+        """Locked by whoever changes that record."""
+        return self.records / "models.lock"
+
+    @property
     def manager(self) -> Path:
         """Which keys of ComfyUI-Manager's configuration are the policy's, and not the user's, with their values."""
         return self.records / "manager.json"

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from comfypod.boot.contents import check_models, list_nodes
+from comfypod.boot.contents import list_nodes
 from comfypod.boot.health import StageView
-from comfypod.errors import StorageError
-from comfypod.podfile import BakedNode, LockedModel
+from comfypod.podfile import BakedNode
 from tests.unit.boot.contexts import prepared
 
 if TYPE_CHECKING:
@@ -39,24 +38,6 @@ def test_custom_nodes_are_listed_as_comfyui_finds_them(context: Context) -> None
     ]  # fmt: skip
     folder.rename(folder.with_name("away"))
     assert list_nodes(context, StageView("nodes")) == "0 in custom_nodes"
-
-
-def test_locked_models_that_are_not_there_are_named_and_the_rest_counted(context: Context) -> None:
-    def model(name: str) -> LockedModel:
-        return LockedModel(name, "vae", f"{name}.bin", "0" * 64, 10)
-
-    folder = context.layout.comfyui / "models" / "vae"
-    folder.mkdir()
-    (folder / "whole.bin").write_bytes(bytes(10))
-    context.pod = replace(context.pod, models=(model("whole"),))
-    assert check_models(context, StageView("models")) == "1 locked"
-    (folder / "half.bin").write_bytes(bytes(5))
-    context.pod = replace(context.pod, models=(model("whole"), model("half"), model("none")))
-    with pytest.raises(StorageError, match=r"half, none$"):
-        check_models(context, StageView("models"))
-    assert [(row["name"], row["state"], row["bytes"], row["total"]) for row in context.health.models] == [
-        ("whole", "present", 10, 10), ("half", "incomplete", 5, 10), ("none", "missing", 0, 10),
-    ]  # fmt: skip
 
 
 def bake(context: Context, tmp_path: Path, *names: str) -> None:
@@ -132,21 +113,3 @@ def test_an_image_without_its_models_folder_says_nothing_of_it(context: Context,
     context.pod = replace(context.pod, models_path=str(tmp_path / "none"))
     list_nodes(context, StageView("nodes"))
     assert context.extra_paths is None
-
-
-@pytest.mark.parametrize(
-    ("own", "baked", "state"),
-    [(0, 10, "present"), (5, 10, "present"), (10, 5, "present"), (5, 4, "incomplete"), (0, 5, "incomplete")],
-)
-def test_a_locked_model_may_be_in_the_image(context: Context, tmp_path: Path, own: int, baked: int, state: str) -> None:
-    for base, size in ((context.layout.comfyui / "models", own), (tmp_path / "opt", baked)):
-        (base / "vae").mkdir(parents=True)
-        (base / "vae" / "m.bin").write_bytes(bytes(size))
-    model = LockedModel("m", "vae", "m.bin", "0" * 64, 10)
-    context.pod = replace(context.pod, models=(model,), models_path=str(tmp_path / "opt"))
-    if state == "present":
-        assert check_models(context, StageView("models")) == "1 locked"
-    else:
-        with pytest.raises(StorageError):
-            check_models(context, StageView("models"))
-    assert context.health.models[0]["state"] == state

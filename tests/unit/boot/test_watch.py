@@ -55,5 +55,12 @@ def test_what_is_required_must_be_there_by_name() -> None:
         {"name": "vae", "state": "incomplete"},
     ]
     assert required_check(["pack"], rows).well
+    files = [
+        {"name": f"sdxl/{name}", "state": state, "pack": "sdxl"}
+        for name, state in (("a", "present"), ("b", "fetching"))
+    ]
+    assert required_check(["sdxl"], files).text == "required: sdxl is fetching"
+    assert required_check(["sdxl"], files[::-1]).text == "required: sdxl is fetching"
+    assert required_check(["sdxl"], files[:1]).well
     found = required_check(["pack", "mine", "vae", "lora"], rows)
     assert (found.well, found.text) == (False, "required: mine is disabled, vae is incomplete, lora is missing")

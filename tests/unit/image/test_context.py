@@ -82,6 +82,8 @@ def test_the_pod_file_says_what_the_image_has() -> None:
         ("mine", "/opt/nodes/mine/mine"),
     ]
     assert slim.models_path == "/opt/models"
+    assert slim.models == (lock.models[0].for_pod(),)
+    assert slim.models[0].url == "https://host.invalid/m"
     assert (slim.engine, slim.gpu, slim.torch) == ("image", None, "1.0")
 
 
@@ -131,6 +133,14 @@ def test_h1_labels_are_the_same_for_the_same_lock_and_others_for_another() -> No
     assert one == other
     changed = msgspec.structs.replace(lock, settings={"port": "1"})
     assert labels(make_recipe(changed, CPU), "slim")[f"{PREFIX}.lock"] != one[f"{PREFIX}.lock"]
+
+
+def test_the_licences_of_baked_models_are_in_a_label() -> None:
+    models = [locks.model("m", bake=True, licence="mit"), locks.model("n", bake=True, licence="apache-2.0")]
+    models += [locks.model("o", bake=False, licence="other"), locks.model("p", bake=True)]
+    found = labels(make_recipe(lab_lock(models=models), CPU), "slim")
+    assert found[f"{PREFIX}.models.licences"] == "apache-2.0, mit"
+    assert f"{PREFIX}.models.licences" not in labels(make_recipe(lab_lock(), CPU), "slim")
 
 
 def test_no_label_can_end_its_own_quotes(lock: Lock, profile: Profile) -> None:

@@ -93,6 +93,28 @@ def test_a_model_is_fetched_by_its_digest(tmp_path: Path, capsys: pytest.Capture
     assert "COMFYPOD FAILED model m: " in said.out + said.err
 
 
+def test_g9_a_gated_model_is_fetched_with_its_hosts_token_and_another_one_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b"weights"
+    (tmp_path / "same").write_bytes(body)
+    with serve() as hub, serve() as other:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("127.0.0.1", "localhost"))
+        monkeypatch.setenv("HF_TOKEN", "t0ken")
+        hub.answers["/me/m/resolve/v1/a.safetensors"] = other.answers["/a.safetensors"] = Answer(body)
+        given = {"item": "model m", "size": len(body), "sha256": files.sha256_file(tmp_path / "same")}
+        for number, url in enumerate(("hf:me/m@v1/a.safetensors", f"{other.url}/a.safetensors")):
+            facts = write_facts(tmp_path, **given, target=f"/opt/models/loras/{number}.safetensors", url=url)
+            assert main(["model", "--root", str(tmp_path / "layer"), "--facts", facts]) == 0
+    assert set(hub.logins) == {"Bearer t0ken"}
+    assert set(other.logins) == {""}
+    said = capsys.readouterr()
+    assert "t0ken" not in said.out + said.err
+    assert sorted(path.name for path in (tmp_path / "layer/opt/models/loras").iterdir()) == [
+        "0.safetensors", "1.safetensors",
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     contents = {

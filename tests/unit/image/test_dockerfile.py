@@ -24,7 +24,7 @@ def lab_lock() -> Lock:
     return locks.lock(
         {"x86_64": [*PACKAGES, locks.package("from-source", sdist=True)], "aarch64": PACKAGES}, TABLE.values(),
         jupyter=[locks.package("jupyterlab")], nodes=[locks.node("from-git"), locks.node("from-folder", path="mine")],
-        models=[locks.model("baked", bake=True)],
+        models=[locks.model("baked", bake=True), locks.model("of a pack", bake=True, pack="p")],
     )  # fmt: skip
 
 
@@ -144,3 +144,10 @@ def test_a_build_in_place_touches_nothing_twice(lock: Lock) -> None:
         lists = [match for line in found[stage] for match in re.findall(r"source=(Dockerfiles/locked/[^,]+)", line)]
         assert len(lists) == len(set(lists))
         assert all("--root" not in line for line in found[stage])
+
+
+def test_g9_only_the_steps_that_fetch_models_see_the_tokens_of_their_hosts(profile: Profile) -> None:
+    steps = [line for line in instructions(texts(lab_lock(), profile)) if "id=hf_token" in line]
+    assert steps
+    assert all("id=civitai_token" in step and "comfypod.image.deliver model" in step for step in steps)
+    assert {step for step in instructions(texts(lab_lock(), profile)) if "deliver model" in step} == set(steps)

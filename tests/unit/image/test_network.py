@@ -45,6 +45,20 @@ def test_the_caller_s_index_mirrors_and_proxies_are_handed_on() -> None:
     assert set(secrets(wanted)) == {"build"}
 
 
+def test_g9_tokens_of_models_hosts_are_secrets_of_their_own_and_no_step_else_has_them(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("civi-t0ken\n")
+    environ = {
+        "HF_TOKEN": "hf-t0ken",
+        "CIVITAI_TOKEN_FILE": str(tmp_path / "token"),
+        "HF_ENDPOINT": "https://m.example",
+    }
+    found = secrets(network(environ))
+    assert (found["hf_token"], found["civitai_token"]) == (b"hf-t0ken", b"civi-t0ken")
+    assert b"t0ken" not in found["build"]
+    assert sourced(found["build"], "HF_ENDPOINT") == "https://m.example"
+    assert secrets(network({"HF_TOKEN": " "})) == {}
+
+
 def test_what_the_command_line_says_counts_more(tmp_path: Path) -> None:
     ca, usual = tmp_path / "ca.pem", tmp_path / "usual.pem"
     ca.write_bytes(PEM)

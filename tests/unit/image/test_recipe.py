@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from comfypod.errors import LockError
-from comfypod.image.recipe import MEDIA, make_recipe
+from comfypod.image.recipe import MEDIA, make_recipe, model_layer
 from comfypod.lock.schema import Lock, Package
 from comfypod.manifest.profiles import Profile, load_profiles
 from tests.kit import locks
@@ -87,3 +89,17 @@ def test_only_models_that_ask_for_it_are_built_in() -> None:
     models = [locks.model("baked", bake=True), locks.model("fetched", bake=False)]
     lock = locks.lock({"x86_64": (), "aarch64": ()}, [CPU], models=models)
     assert [model.name for model in make_recipe(lock, CPU).models] == ["baked"]
+
+
+def test_d6_what_two_packs_share_is_built_in_once() -> None:
+    models = [locks.model("x", bake=True, pack=pack) for pack in ("a", "b")]
+    lock = locks.lock({"x86_64": (), "aarch64": ()}, [CPU], models=[*models, locks.model("y", bake=True, pack="b")])
+    assert [model.file for model in make_recipe(lock, CPU).models] == ["x.bin", "y.bin"]
+
+
+def test_layers_of_a_packs_files_have_names_that_are_safe_and_differ() -> None:
+    files = [locks.model(name, bake=True, pack="a") for name in ("x y", "x-y", 'x"$(y)')]
+    names = {model_layer(model) for model in files}
+    assert len(names) == 3
+    assert all(re.fullmatch(r"model-a-[\w.-]+", name) for name in names)
+    assert model_layer(locks.model("plain", bake=True)) == "model-plain"

@@ -26,9 +26,8 @@ Version: 1
 
 def made() -> bytes:
     packages = [locks.package("torch"), locks.package("old", sdist=True)]
-    lock = locks.lock(
-        {"x86_64": packages, "aarch64": []}, [CPU], nodes=[locks.node("a")], models=[locks.model("m", bake=True)]
-    )
+    models = [locks.model("m", bake=True, licence="mit"), locks.model("n", bake=True, pack="p")]
+    lock = locks.lock({"x86_64": packages, "aarch64": []}, [CPU], nodes=[locks.node("a")], models=models)
     return inventory(make_recipe(lock, CPU), "x86_64", packages)
 
 
@@ -38,12 +37,14 @@ def rows(document: bytes) -> dict[str, dict[str, Any]]:
 
 def test_everything_of_the_lock_is_in_it_with_its_digest() -> None:
     found = rows(made())
-    assert found.keys() == {"ComfyUI", "torch", "old", "a", "m"}
+    assert found.keys() == {"ComfyUI", "torch", "old", "a", "m", "p/n.bin"}
     assert found["torch"]["purl"] == "pkg:pypi/torch@1.0"
     for name in ("torch", "old", "m"):
         assert found[name]["hashes"] == [{"alg": "SHA-256", "content": locks.sha256(name)}]
     assert found["a"]["properties"] == [{"name": "comfypod:tree-digest", "value": locks.DIGEST}]
     assert found["m"]["type"] == "machine-learning-model"
+    assert found["m"]["licenses"] == [{"license": {"name": "mit"}}]
+    assert "licenses" not in found["p/n.bin"]
 
 
 def test_it_is_cyclonedx_as_its_specification_wants_it() -> None:

@@ -63,6 +63,14 @@ def test_only_what_a_container_without_a_gpu_is_told_may_be_warned_of() -> None:
         quiet("ERROR the sky falls\n", told)
 
 
+def test_models_that_an_image_would_fetch_may_be_missing_in_a_container_without_a_network() -> None:
+    told = [problem("storage", "models not in /workspace: p/a.safetensors")]
+    log = f"WARNING {told[0]['message']}\n"
+    assert quiet(log, told, ["p/a.safetensors"]) == "no warning but 1 expected here"
+    with pytest.raises(ImageError, match="storage: models not in"):
+        quiet(log, told, ["p/b.safetensors"])
+
+
 def completed(stdout: str = "", stderr: str = "", code: int = 0, *, timed_out: bool = False) -> Completed:
     return Completed((), code, stdout, stderr, timed_out)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from comfypod.manifest.schema import Manifest
 
 MODEL = (
-    '[[model]]\nname = "m"\nurl = "http://127.0.0.1:9/a.bin"\nfolder = "loras"\nsize = 3\n'
+    '[[model]]\nname = "m"\nurl = "http://127.0.0.1:9/a.safetensors"\nfolder = "loras"\nsize = 3\n'
     f'sha256 = "{"a" * 64}"\n'
 )  # fmt: skip
 
@@ -64,7 +64,13 @@ def test_each_change_of_the_manifest_is_named(lock: Lock, url: str) -> None:
         (manifest(packages='"lib"', more=MODEL), "node n"),
         (manifest(packages='"lib"', more=same), "model m"),
         (manifest(packages='"lib"', more=same + MODEL.replace("loras", "vae")), "model m, place"),
-        (manifest(packages='"lib"', more=same + MODEL.replace("a.bin", "b.bin") + 'file = "a.bin"\n'), "model m, url"),
+        (
+            manifest(
+                packages='"lib"',
+                more=same + MODEL.replace("a.safetensors", "b.safetensors") + 'file = "a.safetensors"\n',
+            ),
+            "model m, url",
+        ),
         (manifest(packages='"lib"', more=same + MODEL.replace("aaa", "bbb")), "model m, sha256"),
         (manifest(packages='"lib"', more=same + MODEL.replace("size = 3", "size = 4")), "model m, size"),
         (manifest(packages='"lib"', profiles='"cpu", "4090"', more=same + MODEL), "profile 4090 on x86_64"),

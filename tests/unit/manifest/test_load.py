@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from comfypod.errors import ManifestError, Problem, UsageError
 from comfypod.manifest.load import default_text, load_manifest, parse
 from comfypod.manifest.values import GitSource, SdistSource
+from comfypod.models.packs import shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,3 +215,64 @@ def _toml(value: object) -> str:
             return f'"{value}"'
         case _:
             return str(value)
+
+
+PACK = '[[pack]]\nname = "p"\nbake = true\n'
+FILE = '[[pack.file]]\nurl = "hf:me/mine@v1/sub/{}.safetensors"\nfolder = "loras"\n'
+
+
+def test_a_pack_holds_files_from_hugging_face_civitai_and_the_web() -> None:
+    text = MINIMAL + PACK + FILE.format("a") + 'licence = "mit"\ngated = true\n'
+    text += '[[pack.file]]\nurl = "civitai:123"\nfolder = "loras"\n'
+    text += '[[pack.file]]\nurl = "http://h/m.pt"\nfolder = "loras"\nfile = "w.pt"\npickle = true\n'
+    (pack,) = parse(text, "m").pack
+    assert (pack.name, pack.bake) == ("p", True)
+    assert [file.filename for file in pack.file] == ["a.safetensors", "", "w.pt"]
+    assert [(file.licence, file.gated, file.pickle) for file in pack.file] == [
+        ("mit", True, False), ("", False, False), ("", False, True),
+    ]  # fmt: skip
+
+
+def test_a_pack_without_files_is_one_that_comes_with_comfypod() -> None:
+    name = next(iter(shipped()))
+    assert parse(f'{MINIMAL}[[pack]]\nname = "{name}"\n', "m").pack[0].file == ()
+    (problem,) = problems_of(MINIMAL + PACK.replace('"p"', f'"{name}s"'))
+    assert problem.message == f"m.toml:6: pack[0].name: comfypod has no pack '{name}s'"
+    assert f"did you mean {name!r}?" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("hf:me/mine@v1", "is not an https:// or http:// address"),
+        ("civitai:abc", "is not an https:// or http:// address"),
+        ("https://me:secret@h/m.safetensors", "without a login or token"),
+        ("https://civitai.com/api/download/models/1?type=Model&token=secret", "without a login or token"),
+        ("hf:me/mine@v1/m.ckpt", "m.ckpt is of a format that can run code"),
+    ],
+)
+def test_a_file_of_a_pack_that_cannot_be_used_is_named_by_its_line(url: str, message: str) -> None:
+    text = MINIMAL + PACK + FILE.format("a") + f'[[pack.file]]\nurl = "{url}"\nfolder = "loras"\nfile = "f"\n'
+    if "ckpt" in url:
+        text = text.replace('file = "f"\n', "")
+    (problem,) = problems_of(text)
+    assert re.match(r"m\.toml:1[12]: pack\[0\]\.file\[1\]", problem.message)
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "conflict"), [("a", "b", True), ("a", "a", False), ("", "a", False), ("", "", False)]
+)
+def test_d6_two_packs_may_name_one_place_for_one_file_alone(first: str, second: str, *, conflict: bool) -> None:
+    digests = [f'sha256 = "{letter * 64}"\n' if letter else "" for letter in (first, second)]
+    text = MINIMAL + PACK + FILE.format("a") + digests[0] + PACK.replace('"p"', '"q"') + FILE.format("a") + digests[1]
+    if conflict:
+        (problem,) = problems_of(text)
+        assert "pack[1].file[0]: loras/a.safetensors is the place of pack[0].file[0] too" in problem.message
+    else:
+        assert len(parse(text, "m").pack) == 2
+
+
+def test_one_pack_has_each_place_once() -> None:
+    (problem,) = problems_of(MINIMAL + PACK + FILE.format("a") + FILE.format("a"))
+    assert problem.message.startswith("m.toml:11: pack[0].file[1]: loras/a.safetensors is the place of pack[0].file[0]")

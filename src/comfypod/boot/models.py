@@ -1,0 +1,115 @@
+"""The model stage: which models are wanted, which are there, and where others lie that can be used as well."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfypod.boot import extra_paths
+from comfypod.download.partial import progress
+from comfypod.errors import ModelError, Problem
+from comfypod.models import places, wanted
+from comfypod.models.site import site_of
+from comfypod.models.wish import locked, wishes
+from comfypod.workspace.plan import mount_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from comfypod.boot.context import Context
+    from comfypod.boot.health import StageView
+    from comfypod.models.plan import Row
+
+_PATIENCE = 10.0
+# How plans call it, and how `/status` does.
+_STATES = {"have": "present", "elsewhere": "present", "fetch": "missing", "part": "incomplete"}
+
+
+def check_models(context: Context, view: StageView) -> str:
+    """Find folders of models on other mounts, and see which models are wanted and which are there, by their sizes.
+
+    Raises:
+        ModelError: models are missing, and nothing may be fetched.
+    """
+    del view
+    assert context.core is not None  # noqa: S101 - the workspace stage has run
+    context.model_folders = _found(context, context.core.base / "models")
+    if context.model_folders:
+        extra_paths.write(context)
+    rows, problems = survey(context)
+    for problem in problems:
+        context.warn(problem)
+    context.health.models = rows
+    needed = dict.fromkeys(row["pack"] or row["name"] for row in rows if row["required"])
+    context.required = tuple(dict.fromkeys((*context.required, *needed)))
+    lacking = missing(rows)
+    if lacking and context.settings.offline:
+        told = f"models not in {context.core.base / 'models'}: {', '.join(lacking)}"
+        raise ModelError(told, "put them there, or start the pod without COMFYPOD_OFFLINE; the rest of it works")
+    return f"{len(rows)} wanted" + (f", {len(lacking)} of them not there yet" if lacking else "")
+
+
+def _found(context: Context, live: Path) -> Mapping[str, tuple[Path, ...]]:
+    """Look for folders of models; a mount that does not answer is not waited for."""
+    table = mount_table(context.surroundings.mounts) if context.in_image else ""
+    found: list[Mapping[str, tuple[Path, ...]]] = []
+    work = partial(places.find, context.layout, live, context.settings.model_folders, table)
+    search = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    search.start()
+    search.join(_PATIENCE)
+    if found:
+        return found[0]
+    told = "a mount does not answer, so that no models are looked for beside the workspace's own"
+    context.warn(Problem(ModelError.code, told, "unmount what is dead, then start the pod again"))
+    return {}
+
+
+def missing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of models that cannot be used yet."""
+    return [str(row["name"]) for row in rows if row["state"] != "present"]
+
+
+def survey(context: Context) -> tuple[list[dict[str, Any]], tuple[Problem, ...]]:
+    """Return what is wanted as `/status` shows it, and which wishes make no sense. No host is asked."""
+    layout, pod = context.layout, context.pod
+    packages = context.layer.image_site if context.layer is not None else None
+    assert context.core is not None  # noqa: S101 - the workspace stage has run
+    here = places.places_of(layout, context.core.base / "models", pod.models_path, context.model_folders)
+    site = replace(site_of(context.settings, layout, here, packages), offline=True)
+    found, problems = wishes(layout.manifest, context.settings.models, locked(pod.models))
+    files, more = wanted.files_of(found, site, found)
+    parts = progress(layout.downloads)
+    rows = [_shown(row, site.path(row.file), parts) for row in wanted.plan_of(files, site).rows]
+    # What is left only somebody's word has asked for, or another pod fetches it.
+    rows += [_view(path.name, "incomplete", *sizes) for path, sizes in parts.items()]
+    return rows, (*problems, *more)
+
+
+def _shown(row: Row, path: Path, parts: dict[Path, tuple[int, int]]) -> dict[str, Any]:
+    """Return a wanted file, and take its part out of `parts`."""
+    file, state = row.file, _STATES.get(row.state, row.state)
+    there, total = parts.pop(path, (0, 0))
+    reason = row.reason
+    if state == "present":
+        there = total = _size(Path(row.reason) if row.state == "elsewhere" else path)
+        reason = ""
+    return _view(file.name, state, there, file.size or total, file.pack, required=file.required, reason=reason)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _view(
+    name: str, state: str, there: int, total: int, pack: str = "", *, required: bool = False, reason: str = ""
+) -> dict[str, Any]:
+    return {
+        "name": name, "state": state, "bytes": there, "total": max(total, 0), "rate": 0, "pack": pack,
+        "required": required, "reason": reason,
+    }  # fmt: skip

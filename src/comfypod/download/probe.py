@@ -1,0 +1,81 @@
+"""What a host says of a file before its first byte."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from email.message import Message
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from comfypod.download.connection import Client
+from comfypod.download.order import Facts
+from comfypod.download.refusal import RefusedError
+
+if TYPE_CHECKING:
+    from comfypod.download.connection import Answer
+    from comfypod.download.order import Terms
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+# A host that refuses these to HEAD refuses them to GET as well.
+_FINAL = frozenset({401, 404, 410})
+
+
+def probe(url: str, terms: Terms) -> Facts:
+    """Ask what a file is, through redirects; by its first byte where the host will not say so.
+
+    Raises:
+        SourceError: not reachable or refused; what a refusal says to do is in its hint.
+    """
+    client = Client(terms.tokens)
+    with contextlib.closing(client):
+        try:
+            facts = facts_of(client.ask(url, "HEAD"))
+        except RefusedError as error:
+            if error.status in _FINAL:
+                raise
+            facts = Facts(url)
+        return facts if facts.size >= 0 else facts_of(client.ask(url, headers={"Range": "bytes=0-0"}))
+
+
+def facts_of(answer: Answer) -> Facts:
+    """Return what an answer says of the file."""
+    headers, seen = answer.headers, answer.seen
+    packed = headers.get("content-encoding", "identity") != "identity"
+    size = -1 if packed else _size(answer)
+    if size < 0 and seen.get("x-linked-size", "").isdecimal():
+        size = int(seen["x-linked-size"])
+    digest = seen.get("x-linked-etag", "").strip('"')
+    ranges = not packed and (answer.status == 206 or headers.get("accept-ranges") == "bytes")
+    return Facts(
+        answer.url, size, digest if _SHA256.fullmatch(digest) else "", version_of(answer), ranges, name_of(answer)
+    )
+
+
+def _size(answer: Answer) -> int:
+    if answer.status == 206:
+        return part_of(answer)[1]
+    length = answer.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else -1
+
+
+def part_of(answer: Answer) -> tuple[int, int]:
+    """Return where the bytes of an answer begin, and the size of the whole; -1 for what it does not say."""
+    found = _RANGE.fullmatch(answer.headers.get("content-range", "").strip())
+    start, _, total = found.groups() if found else (None, None, "*")
+    return int(start) if start else -1, int(total) if total.isdecimal() else -1
+
+
+def version_of(answer: Answer) -> str:
+    """Return what tells one version of a file from another, and may stand in `If-Range`: no weak tag."""
+    tag = answer.headers.get("etag", "")
+    return tag if tag.startswith('"') else answer.headers.get("last-modified", "")
+
+
+def name_of(answer: Answer) -> str:
+    """Return what the host calls the file, for people; never where it is put."""
+    message = Message()
+    message["Content-Disposition"] = answer.headers.get("content-disposition", "")
+    said = message.get_filename() or unquote(urlsplit(answer.url).path)
+    return "".join(letter for letter in re.split(r"[/\\]", said)[-1] if letter.isprintable())

@@ -1,0 +1,82 @@
+"""What hosts refuse, and what to do about it."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from typing import TYPE_CHECKING
+
+from comfypod.download import address
+from comfypod.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from urllib.parse import SplitResult
+
+# So many failures in a row, and it is given up; pauses double from the first to the longest.
+TRIES = 6
+PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE = 30.0
+# What a host may ask for.
+_LONGEST_WAIT = 120.0
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_TOKENS = {"huggingface.co": "HF_TOKEN", "civitai.com": "CIVITAI_TOKEN"}
+
+
+class BrokenError(SourceError):
+    """What may pass. `pause` is how many seconds the host asks to wait."""
+
+    def __init__(self, message: str, hint: str = "", pause: float = 0) -> None:
+        super().__init__(message, hint)
+        self.pause = pause
+
+    def wait(self, turn: int) -> float:
+        """Return how long to wait before the next try, after `turn` failures before this one."""
+        return self.pause or min(PAUSE_SECONDS * 2.0**turn, _LONGEST_PAUSE)
+
+
+class RefusedError(SourceError):
+    """A host said no, with a status."""
+
+    def __init__(self, message: str, hint: str, status: int) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+def refused(
+    status: int, reason: str, headers: Mapping[str, str], first: SplitResult, *, with_token: bool
+) -> BrokenError | RefusedError:
+    """Return the error for an answer other than 200 and 206, with advice."""
+    said = f"{address.shown(first.geturl())} answered {status} {reason}".rstrip()
+    if status in _PASSING:
+        pause = wait_of(headers.get("retry-after", ""))
+        after = f"try again in {pause:.0f} seconds" if pause else "try again later"
+        return BrokenError(said, f"the host is busy or in trouble: {after}", pause)
+    return RefusedError(said, _advice(status, headers, first, with_token=with_token), status)
+
+
+def _advice(status: int, headers: Mapping[str, str], first: SplitResult, *, with_token: bool) -> str:
+    host = address.host(first)
+    token = _TOKENS.get(host.removeprefix("www."), f"a token for {host}")
+    page = "/".join(first.path.split("/")[:3])
+    if headers.get("x-error-code") == "RepoNotFound":
+        return f"check the name; if the repository is private, give {token} of someone who may read it"
+    if status == 401:
+        return f"{host} does not accept {token}: make a new one" if with_token else f"{host} wants a login: set {token}"
+    if status == 403:
+        licence = f"accept the licence at {first.scheme}://{address.place(first)}{page} in a browser"
+        return f"{licence}, with the account of the token" if with_token else f"{licence}, and set {token}"
+    if status in (404, 410):
+        return "check the address: the file was renamed or removed, or never there"
+    return "check the address"
+
+
+def wait_of(text: str, now: float | None = None) -> float:
+    """Return the seconds that a `Retry-After` asks for, bounded; 0 for none."""
+    if text.strip().isdecimal():
+        return min(float(text), _LONGEST_WAIT)
+    try:
+        until = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError):
+        return 0.0
+    return max(0.0, min(until - (time.time() if now is None else now), _LONGEST_WAIT))

@@ -1,0 +1,192 @@
+"""Fetching several files at once: who is next, who else fetches the same, what is told meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from comfypod import files
+from comfypod.download import partial, place, space
+from comfypod.download.order import Facts
+from comfypod.download.partial import Partial
+from comfypod.download.probe import probe
+from comfypod.download.rate import Gate
+from comfypod.download.refusal import TRIES, BrokenError
+from comfypod.download.transfer import Transfer, agree, stopped
+from comfypod.errors import ComfypodError, IntegrityError
+from comfypod.workspace.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from comfypod.download.order import Order, Terms
+
+_LOOK_SECONDS = 0.1
+# How long a thread that is told to stop may take; one that looks up a name is left to itself.
+_STOP_SECONDS = 0.8
+
+
+def fetch(
+    orders: Sequence[Order],
+    site: Path,
+    terms: Terms,
+    *,
+    watch: Callable[[Order, int, int], None] = lambda *_: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[ComfypodError | None]:
+    """Fetch files, and return what became of each: None, or why it is not there.
+
+    `site` holds partial files, and their locks; another process with the same `site` waits for a file that is being
+    fetched. `watch` is told an order, its bytes so far and in all (-1: not known), `cancelled` asked whether to stop;
+    both in this thread, several times a second. What arrived is kept for the next call, whatever ends this one.
+    """
+    run = _Run(site, terms, watch, cancelled)
+    jobs = [_Job(order, run) for order in orders]
+    try:
+        run.all(jobs, _Job.prepare)
+        waiting = [job for job in jobs if not job.over]
+        try:
+            space.check([(job.order, max(0, job.order.size or job.facts.size)) for job in waiting], site)
+        except ComfypodError as error:
+            for job in waiting:
+                job.end(error)
+        run.all(waiting, _Job.fetch)
+    finally:
+        run.stop.set()
+    return [job.outcome if job.over else stopped(job.order) for job in jobs]
+
+
+class _Run:
+    """What all files of one call share."""
+
+    def __init__(
+        self, site: Path, terms: Terms, watch: Callable[[Order, int, int], None], cancelled: Callable[[], bool]
+    ) -> None:
+        self.site, self.terms = site, terms
+        self._watch, self._cancelled = watch, cancelled
+        self.gate = Gate(terms.rate)
+        self.stop = threading.Event()
+
+    def all(self, jobs: Sequence[_Job], step: Callable[[_Job], None]) -> None:
+        """Do a step of every job, some at a time, and tell how far they are; return when all did, or shall stop."""
+        left: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        for job in jobs:
+            left.put(job)
+        threads = [threading.Thread(target=self._work, args=(left, step), daemon=True) for _ in range(self.terms.files)]
+        for thread in threads:
+            thread.start()
+        until = float("inf")
+        while (alive := [thread for thread in threads if thread.is_alive()]) and time.monotonic() < until:
+            alive[0].join(_LOOK_SECONDS)
+            for job in jobs:
+                job.tell(self._watch)
+            if self._cancelled() and not self.stop.is_set():
+                self.stop.set()
+                until = time.monotonic() + _STOP_SECONDS
+
+    def _work(self, left: queue.SimpleQueue[_Job], step: Callable[[_Job], None]) -> None:
+        with contextlib.suppress(queue.Empty):
+            while not self.stop.is_set():
+                job = left.get_nowait()
+                try:
+                    if not job.over:
+                        step(job)
+                except ComfypodError as error:
+                    job.end(error)
+                except OSError as error:
+                    job.end(files.storage_error(error, f"cannot fetch to {job.order.target}"))
+
+
+class _Job:
+    """One order, and how far it is."""
+
+    def __init__(self, order: Order, run: _Run) -> None:
+        self.order, self._run = order, run
+        self._folder = partial.folder_of(run.site, order.target)
+        self.facts = Facts(order.url)
+        self.outcome: ComfypodError | None = None
+        self.over = False
+        self._so_far: Callable[[], tuple[int, int]] | None = None
+        self._told = (-1, -1)
+
+    def end(self, outcome: ComfypodError | None = None) -> None:
+        """Say what became of it."""
+        self.outcome, self.over = outcome, True
+
+    def tell(self, watch: Callable[[Order, int, int], None]) -> None:
+        """Tell how far it is, where that has changed."""
+        now = self._so_far() if self._so_far else self._told
+        if now != self._told:
+            self._told = now
+            watch(self.order, *now)
+
+    def prepare(self) -> None:
+        """See whether it may be fetched and is not there yet, and ask how large it is."""
+        place.check(self.order)
+        if place.already(self.order):
+            # One that was killed in the last moment may have left its partial file as well.
+            self.over = not self._folder.exists()
+        elif not self.order.size:
+            self.facts = self._probe()
+            agree(self.order, self.facts)
+
+    def _probe(self) -> Facts:
+        for turn in range(TRIES - 1):
+            try:
+                return probe(self.order.url, self._run.terms)
+            except BrokenError as error:
+                self._run.stop.wait(error.wait(turn))
+        return probe(self.order.url, self._run.terms)
+
+    def fetch(self) -> None:
+        """Fetch it, unless another process does so: then wait, and see what came of it."""
+        folder = self._folder
+        lease = Lease(folder)
+        _take(lease)
+        try:
+            lease.wait(lease.ahead, lambda *_: self._wait(folder))
+            if place.already(self.order):
+                partial.forget(folder)
+            else:
+                self._fetch(folder, lease)
+            self.end()
+        finally:
+            lease.release()
+            partial.tidy(folder)
+
+    def _wait(self, folder: Path) -> None:
+        """Show how far another process is."""
+        if self._run.stop.is_set():
+            raise stopped(self.order)
+        if (known := partial.read(folder)) is not None:
+            so_far = sum(stop - start for start, stop in known[1]), known[0].size
+            self._so_far = lambda: so_far
+
+    def _fetch(self, folder: Path, lease: Lease) -> None:
+        with contextlib.closing(Partial(folder)) as file:
+            transfer = Transfer(self.order, self.facts, file, self._run.terms, self._run.gate)
+            self._so_far = lambda: transfer.so_far
+            transfer.run(self._run.stop)
+            os.fsync(file.handle)
+            try:
+                if self.order.check is not None:
+                    self.order.check(file.data)
+            except IntegrityError:
+                partial.forget(folder)
+                raise
+            lease.ensure()
+            place.publish(file.data, self.order)
+            partial.forget(folder)
+
+
+def _take(lease: Lease) -> None:
+    """Take a ticket; the folder of the tickets may be removed by the one who held the last."""
+    for _ in range(TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return lease.take()
+    return lease.take()

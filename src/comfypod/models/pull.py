@@ -1,0 +1,109 @@
+"""Carrying a plan out: contents that are here already get another name, the rest comes through the download door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comfypod.copying import share_file
+from comfypod.download import place, run
+from comfypod.download.address import shown
+from comfypod.download.order import Order
+from comfypod.errors import ComfypodError
+from comfypod.files import make_folder, sha256_file, storage_errors
+from comfypod.models import record, source
+from comfypod.models.look import check_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from comfypod.models.file import ModelFile
+    from comfypod.models.site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went with one file; `shared` says that its contents were here already under another name."""
+
+    file: ModelFile
+    error: ComfypodError | None = None
+    shared: bool = False
+
+
+def pull(
+    files: Sequence[ModelFile], site: Site, watch: Callable[[int, int], None], cancelled: Callable[[], bool]
+) -> list[Outcome]:
+    """Fetch files that are nowhere; contents that several want are fetched once. The failure of one is its own.
+
+    `watch` is told the bytes so far and in all, as far as that is known.
+    """
+    here = {
+        entry.sha256: site.places.live / place for place, entry in record.ours(site.layout, site.places.live).items()
+    }
+    fresh: dict[str, ModelFile] = {}
+    for file in files:
+        if file.sha256 not in here:
+            fresh.setdefault(file.sha256 or file.place, file)
+    outcomes = _fetched(list(fresh.values()), site, watch, cancelled)
+    known: dict[str, Path | ComfypodError] = {**here}
+    known |= {done.file.sha256: done.error or site.path(done.file) for done in outcomes}
+    shared = (file for file in files if fresh.get(file.sha256 or file.place) is not file)
+    return outcomes + [Outcome(file, _shared(known[file.sha256], file, site), shared=True) for file in shared]
+
+
+def _fetched(
+    files: list[ModelFile], site: Site, watch: Callable[[int, int], None], cancelled: Callable[[], bool]
+) -> list[Outcome]:
+    orders = [_order(file, site) for file in files]
+    counted = _Counted(watch, orders)
+    errors = run.fetch(orders, site.layout.downloads, site.terms, watch=counted, cancelled=cancelled)
+    return [Outcome(file, error) for file, error in zip(files, errors, strict=True)]
+
+
+class _Counted:
+    """Adds up the bytes of all orders; what a resumed one has already counts as done."""
+
+    def __init__(self, watch: Callable[[int, int], None], orders: Iterable[Order]) -> None:
+        self._watch = watch
+        self._so_far = {order.target: (0, order.size) for order in orders}
+
+    def __call__(self, order: Order, so_far: int, total: int) -> None:
+        self._so_far[order.target] = so_far, max(total, order.size)
+        self._watch(sum(so_far for so_far, _ in self._so_far.values()), sum(each for _, each in self._so_far.values()))
+
+
+def _order(file: ModelFile, site: Site) -> Order:
+    """Return the order for a file; its entry is written just before it takes its place."""
+    looks_right = check_for(file)
+
+    def check(path: Path) -> None:
+        looks_right(path)
+        _note(file, path, site)
+
+    address = source.address(source.of_text(file.url), site.endpoints)
+    return Order(address, site.path(file), file.sha256, file.size, check, site.places.live)
+
+
+def _note(file: ModelFile, path: Path, site: Site) -> None:
+    with storage_errors(f"cannot write down where {file.name} came from"):
+        facts = path.stat()
+        entry = record.Entry(
+            shown(file.url), file.sha256 or sha256_file(path), facts.st_size, facts.st_mtime_ns, file.pack or file.name
+        )
+        record.note(site.layout, file.place, entry)
+
+
+def _shared(donor: Path | ComfypodError, file: ModelFile, site: Site) -> ComfypodError | None:
+    """Give what is here a second name; where it could not be fetched, it is not here either."""
+    if isinstance(donor, ComfypodError):
+        return donor
+    try:
+        place.check(_order(file, site))
+        make_folder(site.path(file).parent)
+        _note(file, donor, site)
+        with storage_errors(f"cannot put {file.name} into its place"):
+            share_file(donor, site.path(file))
+    except ComfypodError as error:
+        return error
+    return None

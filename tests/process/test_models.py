@@ -1,0 +1,104 @@
+"""`comfypod models` as real processes, against a server that sends slowly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from comfypod.download.partial import progress
+from comfypod.models import record
+from comfypod.workspace.layout import Layout
+from tests.kit.hosts import File, Host, host
+from tests.kit.models import write_safetensors
+from tests.kit.pods import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CANARY = "canary-token-7"
+_VALUES = 400_000
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "workspace")
+    layout.records.mkdir(parents=True)
+    return layout
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Host]:
+    path = tmp_path / "published"
+    write_safetensors(path, {"a": ((_VALUES,), [1.5] * _VALUES)})
+    with host() as server:
+        server.files["/a.safetensors"] = File(path.read_bytes(), cap=200_000)
+        yield server
+
+
+def start(layout: Layout, *words: str) -> subprocess.Popen[str]:
+    """Run `comfypod models` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "comfypod", "models", *words, "--workspace", str(layout.root), "--json"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "HF_TOKEN": CANARY, "HF_ENDPOINT": "http://127.0.0.1:9"},
+    )  # fmt: skip
+
+
+def run(layout: Layout, *words: str) -> dict[str, Any]:
+    out, err = start(layout, *words).communicate(timeout=120)
+    assert CANARY not in out + err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def begun(layout: Layout, process: subprocess.Popen[str]) -> None:
+    """Wait until some of it has arrived."""
+    while not any(so_far > 100_000 for so_far, _ in progress(layout.downloads).values()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_d1_e5_a_pull_that_is_stopped_is_seen_by_others_and_gone_on_with(
+    layout: Layout, server: Host, how: signal.Signals
+) -> None:
+    size, word = len(server.files["/a.safetensors"].body), f"loras={server.url}/a.safetensors"
+    process = start(layout, "pull", word)
+    begun(layout, process)
+    assert CANARY not in Path("/proc", str(process.pid), "cmdline").read_text()
+    process.send_signal(how)
+    out, err = process.communicate(timeout=20)
+    codes = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+    assert process.returncode == codes[how], err
+    if how != signal.SIGKILL:
+        assert json.loads(out)["errors"][0]["hint"].startswith("run the same command again")
+    (row,) = run(layout, "plan", word)["data"]["models"]
+    assert (row["state"], row["total"]) == ("part", size)
+    assert 100_000 < row["bytes"] < size
+    assert not (layout.comfyui / "models" / "loras" / "a.safetensors").exists()
+    assert record.read(layout) == {}
+    server.files["/a.safetensors"].cap = 0
+    assert run(layout, "pull", word)["data"]["fetched"] == ["loras/a.safetensors"]
+    path = layout.comfyui / "models" / "loras" / "a.safetensors"
+    assert path.read_bytes() == server.files["/a.safetensors"].body
+    assert list(record.ours(layout, layout.comfyui / "models")) == ["loras/a.safetensors"]
+    assert server.sent < size * 1.5
+
+
+def test_two_pulls_of_one_file_fetch_it_once(layout: Layout, server: Host) -> None:
+    server.files["/a.safetensors"].cap = 1_000_000
+    word = f"loras={server.url}/a.safetensors"
+    processes = [start(layout, "pull", word) for _ in range(2)]
+    found = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    assert [each["status"] for each in found] == ["success", "success"]
+    assert server.sent < len(server.files["/a.safetensors"].body) * 1.1
+    assert run(layout, "verify", "--digests")["data"] == {"files": 1, "wrong": {}}
+    assert list(record.ours(layout, layout.comfyui / "models")) == ["loras/a.safetensors"]

@@ -1,0 +1,71 @@
+"""What comfypod knows of ComfyUI's loaders and templates, compared with the ComfyUI that was installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod.models.loaders import LOADERS
+from docs import templates
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.scenarios.conftest import FirstUp
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+# A file in each folder of models; whichever input offers it reads from that folder.
+_ASK = r"""
+import asyncio, json, sys
+from pathlib import Path
+tree, base = sys.argv[1:3]
+sys.path.insert(0, tree)
+sys.argv = ["main.py", "--cpu", "--base-directory", base]
+import comfy.options
+comfy.options.enable_args_parsing()
+import folder_paths
+planted = {}
+for name, (paths, endings) in folder_paths.folder_names_and_paths.items():
+    if ".safetensors" in endings:
+        folder = Path(paths[-1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"in-{name}.safetensors").touch()
+        planted[f"in-{name}.safetensors"] = name
+import nodes
+asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+found = []
+for kind, loader in nodes.NODE_CLASS_MAPPINGS.items():
+    for inputs in loader.INPUT_TYPES().values():
+        for name, given in inputs.items():
+            text = json.dumps(given, default=str)
+            found += [(kind, name, folder) for file, folder in planted.items() if f'"{file}"' in text]
+print(json.dumps(found))
+"""
+
+
+def _installed(first_up: FirstUp, pattern: str) -> Path:
+    (found,) = (first_up.site.machine.folder / "data" / "store").glob(pattern)
+    return found
+
+
+def test_every_loader_of_comfyui_reads_from_the_folder_that_is_written_down(first_up: FirstUp, tmp_path: Path) -> None:
+    tree, python = _installed(first_up, "comfyui/*/ComfyUI"), _installed(first_up, "comfyui-env/*/venv/bin/python")
+    done = subprocess.run(
+        [python, "-c", _ASK, tree, tmp_path], capture_output=True, text=True, timeout=300, cwd=tree, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    asked = [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])]
+    by_input = {kind for kinds in LOADERS.values() for kind in kinds if "." in kind}
+    assert {(f"{kind}.{name}" if f"{kind}.{name}" in by_input else kind, folder) for kind, name, folder in asked} == {
+        (kind, folder) for folder, kinds in LOADERS.items() for kind in kinds
+    }
+
+
+def test_the_table_of_official_templates_is_as_the_installed_packages_have_it(first_up: FirstUp) -> None:
+    text = templates.PAGE.read_text("utf-8")
+    packages = _installed(first_up, "comfyui-env/*/venv/lib/python3*/site-packages")
+    assert templates.renewed(text, packages) == text, f"run `uv run python -m docs.templates {packages}`"
