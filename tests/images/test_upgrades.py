@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kit.comfyui import node
-from tests.kit.real_images import Container, Inside, RealImages, problems, running
-from tests.kit.wheels import build_wheel
+from tests.kit.lab import until
+from tests.kit.offers import ENVIRON, Offers, install_by_manager, serve
+from tests.kit.real_images import OTHER_TORCH, Container, Inside, RealImages, problems, running
+from tests.kit.repos import write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,37 +186,86 @@ def _restart(images: RealImages, container: Container) -> None:
     subprocess.run([images.engine.program, "restart", container.id], check=True, capture_output=True, timeout=60)
 
 
-_NEEDS = "import kit_extra\nimport kit_more\n"
+_NEEDS = "import {module}\n"
+# Nodes by what installs them or, for a person's own, their package.
+_BY_HAND = {"by-pip": "ByPip", "by-uv": "ByUv"}
+_BY_URL = "ByUrl"
+_BY_MANAGER = {"by-registry": "ByRegistry", "by-cli": "ByCli", "by-url": _BY_URL}
+
+# What one of Manager's nodes brings as its own install script, and imports as well.
+_SCRIPT = "import subprocess, sys\nsubprocess.check_call([sys.executable, '-m', 'pip', 'install', 'for-by-script'])\n"
+_FOUND = ("--no-index", "--find-links", "/offers/wheels")
 
 
-def test_c5_b1_b2_what_a_node_needs_survives_the_container_an_upgrade_and_the_way_back_without_a_network(
-    real_images: RealImages, images: dict[str, str], workspace: Path
+def _contents(name: str, kind: str) -> dict[str, str]:
+    code = _NEEDS.format(module=f"for_{name.replace('-', '_')}") + _NODE.format(name=kind)
+    return {"__init__.py": code, "requirements.txt": f"for-{name}\n"}
+
+
+def _offers(folder: Path, workspace: Path) -> Offers:
+    """Offer nodes and packages; on the volume are nodes of a person's own and a Manager of the old kind."""
+    offers, nodes = Offers(folder), workspace / "ComfyUI" / "custom_nodes"
+    for name in (*_BY_HAND, *_BY_MANAGER, "by-script"):
+        offers.wheel(f"for-{name}")
+    offers.publish("by-registry", _contents("by-registry", "ByRegistry"))
+    offers.repository("by-url", _contents("by-url", _BY_URL))
+    scripted = _contents("by-cli", "ByCli")
+    scripted["__init__.py"] += _NEEDS.format(module="for_by_script")
+    offers.repository("by-cli", {**scripted, "install.py": _SCRIPT})
+    for name, kind in _BY_HAND.items():
+        write_tree(nodes / name, _contents(name, kind))
+    write_tree(nodes / "ComfyUI-Manager", {"__init__.py": "raise RuntimeError('there is another')\n"})
+    own(workspace)
+    return offers
+
+
+def _install(container: Container, layer: str) -> None:
+    """Install as people do in a terminal, where `cm-cli` may take any address, and as Manager's page does."""
+    for argv in (
+        (f"{layer}/bin/pip", "install", "for-by-pip"),
+        ("uv", "pip", "install", "--python", f"{layer}/bin/python", *_FOUND, "for-by-uv"),
+        (f"{layer}/bin/cm-cli", "install", "git://127.0.0.1/by-cli"),
+    ):
+        done = container.engine.exec(container.id, argv, user="1000", environment={"HOME": "/tmp"}, seconds=120)
+        assert done.ok, done.stdout + done.stderr
+    install_by_manager(container, "by-registry")
+
+
+def _ensure_whole(container: Container, nodes: dict[str, str]) -> str:
+    """Wait until it is ready, look for the nodes and their packages, and return which torch ComfyUI runs with."""
+    status = container.wait_ready()
+    assert problems(status) == {}
+    assert set(nodes.values()) <= container.nodes()
+    changed = {row["name"]: row["state"] for row in status["environment"]["changed"]}
+    assert changed == {f"for-{name}": "added" for name in (*nodes, "by-script")}
+    torch = str(json.loads(container.ask("/system_stats")[1])["system"]["pytorch_version"]).partition("+")[0]
+    assert status["environment"]["key"].startswith(f"torch{torch}-")
+    return torch
+
+
+def test_c5_b1_b2_b7_e6_what_was_installed_survives_the_container_another_torch_and_the_way_back_without_a_network(
+    real_images: RealImages, images: dict[str, str], workspace: Path, tmp_path: Path
 ) -> None:
     volume = ("--network", "none", "-v", f"{workspace}:/workspace")
-    for name in ("kit-extra", "kit-more"):
-        build_wheel(workspace / "wheels", name, "1.0")
-    node = workspace / "ComfyUI" / "custom_nodes" / "needy" / "__init__.py"
-    write(node, _NEEDS + _NODE.format(name="NeedsExtra"))
-    own(workspace)
-    with running(real_images.engine, images[NEW], *volume) as container:
+    offers = _offers(tmp_path / "offers", workspace)
+    nodes = {**_BY_HAND, **_BY_MANAGER}
+    with running(real_images.engine, images[NEW], *volume, *offers.options, env=ENVIRON) as container:
         status = container.wait_ready()
-        (needy,) = [row for row in status["nodes"] if row["name"] == "needy"]
-        assert (needy["state"], "kit_extra" in needy["reason"]) == ("failed", True)
-        python = f"/workspace/.comfypod/envs/{status['environment']['key']}/bin/python"
-        found = ("--no-index", "--find-links", "/workspace/wheels")
-        for tool in (
-            (python, "-m", "pip", "install", *found, "kit-extra"),
-            ("uv", "pip", "install", "--python", python, *found, "kit-more"),
-        ):
-            done = real_images.engine.exec(container.id, tool, user="1000", environment={"HOME": "/tmp"}, seconds=120)
-            assert done.ok, done.stderr
-    keys = set()
-    for version in (NEW, MIDDLE, NEW):
+        assert problems(status)["legacy-manager"].endswith("the image's ComfyUI-Manager is in use")
+        assert "for_by_pip" in {row["name"]: row["reason"] for row in status["nodes"]}["by-pip"]
+        serve(container)
+        _install(container, f"/workspace/.comfypod/envs/{status['environment']['key']}")
+        assert container.ask("/v2/manager/reboot", post="")[0] == 200
+        until(lambda: set(nodes.values()) - {_BY_URL} <= container.nodes(), "the nodes after a restart", 180)
+        assert container.status()["boot"]["pid"] == status["boot"]["pid"]
+    # In a new container nothing serves yet. By a Git address Manager's older pages alone install, under `open` alone.
+    more = {"COMFYPOD_NODE_POLICY": "open", "COMFYPOD_COMFYUI_ARGS": "--enable-manager-legacy-ui"}
+    with running(real_images.engine, images[NEW], *volume, *offers.options, env={**ENVIRON, **more}) as container:
+        newer = _ensure_whole(container, {name: kind for name, kind in nodes.items() if kind != _BY_URL})
+        serve(container)
+        assert container.ask("/v2/customnode/install/git_url", post="git://127.0.0.1/by-url")[0] == 200
+    # No boot of that image has seen what came last.
+    for version, torch in ((OLD, OTHER_TORCH[OLD][0].partition("==")[2]), (NEW, newer)):
         with running(real_images.engine, images[version], *volume) as container:
-            status = container.wait_ready()
-            keys.add(status["environment"]["key"])
-            assert "NeedsExtra" in container.nodes(), status["problems"]
-            changed = {row["name"]: row["state"] for row in status["environment"]["changed"]}
-            assert changed == {"kit-extra": "added", "kit-more": "added"}
-            assert problems(status) == {}
-    assert len(keys) == 2
+            assert _ensure_whole(container, nodes) == torch
+    assert newer != OTHER_TORCH[OLD][0].partition("==")[2]

@@ -45,6 +45,8 @@ REPOSITORY = "comfypod-kit"
 LABEL = "io.comfypod.kit=1"
 MODEL = "kit-tiny.safetensors"
 TOKEN = "kit-token-5f2c"
+# A torch that the profile does not have, for an older ComfyUI; most of its CUDA libraries are the same.
+OTHER_TORCH = {"0.18.2": ("torch==2.8.0", "torchvision==0.23.0", "torchaudio==2.8.0")}
 NODE_FILES = {
     "__init__.py": """
 class Invert:
@@ -263,11 +265,12 @@ class Container:
         assert done.ok, done.stderr
         return done.stdout.strip()
 
-    def ask(self, path: str, *, port: int = 8188) -> tuple[int, str]:
-        """Ask over HTTP from inside: status and body."""
+    def ask(self, path: str, *, port: int = 8188, post: str | None = None) -> tuple[int, str]:
+        """Ask over HTTP from inside, with `post` as the body of a POST: status and body."""
+        data = None if post is None else post.encode()
         code = (
             f"{_TOKEN}\nimport urllib.request as r, urllib.error as e\n"
-            f"q = r.Request('http://127.0.0.1:{port}{path}', headers=auth)\n"
+            f"q = r.Request('http://127.0.0.1:{port}{path}', {data!r}, auth | {{'Content-Type': 'application/json'}})\n"
             "try:\n a = r.urlopen(q, timeout=60)\n print(a.status)\n"
             " print(a.read().decode())\n"
             "except e.HTTPError as x: print(x.code); print(x.read().decode())\n"
@@ -378,12 +381,17 @@ def disk_left(path: Path) -> int:
 
 
 def older_lock(folder: Path, version: str) -> Lock:
-    """Lock an older ComfyUI with all else as in the default lock, whose node is stood in for by its requirements."""
+    """Lock an older ComfyUI with all else as in the default lock, whose node is stood in for by its requirements.
+
+    The oldest one has another torch, too.
+    """
     folder.mkdir()
     (node,) = default_lock().nodes
     write_tree(folder / "node", {"requirements.txt": "".join(f"{line}\n" for line in node.requirements)})
     text, found = re.subn(r"(?m)^git = .*\nref = .*$", 'path = "node"', default_text())
     assert found == 1
+    pins = "".join(f'"{pin}", ' for pin in OTHER_TORCH.get(version, ()))
+    text = text.replace("overrides = [", f"overrides = [{pins}", 1)
     (folder / "comfypod.toml").write_text(re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', text))
     stand_in = msgspec.structs.replace(node, url="", ref="", commit="", path="node", digest=f"sha256:{'0' * 64}")
     write_lock(folder / "comfypod.lock", with_node(default_lock(), stand_in))

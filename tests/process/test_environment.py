@@ -20,6 +20,7 @@ from comfypod.environment.layer import Layer, create, read_marker
 from comfypod.environment.look import look
 from comfypod.environment.rebuild import previous_of, rebuild
 from comfypod.environment.safety import clean
+from comfypod.environment.succession import others
 from comfypod.workspace.layout import Layout
 from tests.kit.killer import suffer
 from tests.kit.layers import TORCH, Volume, make_image, make_volume
@@ -213,6 +214,15 @@ def test_an_upgrade_takes_the_files_of_the_one_before_along(volume: Volume) -> N
     assert not (volume.layer.site / "lib-1.0.dist-info").exists()
 
 
+def test_managers_command_line_runs_in_the_layer_and_is_told_where_comfyui_is(volume: Volume) -> None:
+    volume.layout.comfyui.mkdir()
+    code = "import os, sys\nprint(os.environ['COMFYUI_PATH'], sys.prefix, sys.argv[1])\n"
+    volume.wheel("kit-manager", **{"cm_cli.py": code})
+    assert volume.run("-m", "pip", "install", "kit-manager").ok
+    done = proc.run((str(volume.layer.root / "bin" / "cm-cli"), "show"), seconds=60, env=volume.environ)
+    assert done.stdout.split() == [str(volume.layout.comfyui), str(volume.layer.root), "show"], done.stderr
+
+
 def test_what_was_installed_from_a_terminal_becomes_a_request_until_it_is_uninstalled(volume: Volume) -> None:
     volume.wheel("dep")
     volume.wheel("mine", "1.0", "dep")
@@ -231,6 +241,24 @@ def test_what_was_installed_from_a_terminal_becomes_a_request_until_it_is_uninst
 
 def _next(volume: Volume, image: Path, key: str = "two") -> Volume:
     return Volume(volume.layout, Layer(volume.layout.envs / key, key, image), volume.wheels)
+
+
+def test_what_was_done_in_the_last_run_of_another_image_is_asked_for_under_the_next_one_until_it_is_uninstalled(
+    volume: Volume,
+) -> None:
+    for name in ("kept", "late", "gone"):
+        volume.wheel(name)
+    assert volume.run("-m", "pip", "install", "kept", "gone").ok
+    requests.note_found(volume.layer, volume.layout)
+    assert volume.run("-m", "pip", "install", "late").ok
+    assert volume.run("-m", "pip", "uninstall", "--yes", "gone").ok
+    (other,) = others(_next(volume, volume.layer.image).layer, volume.layout)
+    requests.note_left(other, volume.layout)
+    assert [row.name for row in requests.read(volume.layout)] == ["kept", "late"]
+    requests.forget(volume.layout, "user", ["late"])
+    (volume.layer.site / "something").touch()
+    requests.note_left(other, volume.layout)
+    assert [row.name for row in requests.read(volume.layout)] == ["kept"]
 
 
 def test_c9_without_an_index_a_layer_is_rebuilt_from_the_one_before_and_what_is_missing_is_listed(

@@ -442,6 +442,24 @@ def test_e6_the_restart_button_of_manager_restarts_comfyui_and_the_pod_stays(tmp
         assert after["services"][0]["restarts"] == 0
 
 
+@pytest.mark.parametrize("path", ["/v2/manager/reboot", "/api/v2/manager/reboot"])
+def test_e6_managers_restart_is_the_pods_own_so_that_no_policy_of_managers_is_asked(tmp_path: Path, path: str) -> None:
+    """The stand-in has no such route: whatever Manager says to it is not heard."""
+    site = Site(tmp_path, settings={"listen": "0.0.0.0", "node_policy": "locked"})
+    with booted(site) as pod:
+        before = pod.wait_for("ready")
+        owner = Visitor(site.port, token_of(pod))
+        foreign = {"cookie": session_of(owner), "origin": "https://evil.example"}
+        assert Visitor(site.port).ask(path, "POST").status == 401
+        assert Visitor(site.port).ask(path, "POST", **foreign).status == 403
+        assert len(site.starts()) == 1
+        assert owner.ask(path, "POST").status == 200
+        until(lambda: len(site.starts()) == 2, "another start")
+        until(lambda: owner.ask("/system_stats").status == 200, "ComfyUI again")
+        after = pod.wait_for("ready")
+        assert (after["boot"]["pid"], after["services"][0]["restarts"]) == (before["boot"]["pid"], 1)
+
+
 def test_g6_secrets_are_in_no_log_status_argument_or_environment_of_a_service(tmp_path: Path) -> None:
     canaries = {
         "COMFYPOD_TOKEN": "canary-token-1", "JUPYTER_PASSWORD": "canary-password-2", "HF_TOKEN": "canary-hub-4",

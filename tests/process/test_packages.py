@@ -60,6 +60,28 @@ def test_what_a_person_installs_is_there_at_the_next_boot_and_noted_as_asked_for
         assert '"kit-extra"' in site.layout.requests.read_text()
 
 
+def test_b9_a_layer_of_another_python_is_found_and_made_again_for_this_one(tmp_path: Path) -> None:
+    """Of the other Python there is its folder and no more: what a volume keeps of an image that is gone."""
+    site = Site(tmp_path, facts={"environment_key": "one"})
+    with booted(site) as pod:
+        key = pod.wait_for("ready")["environment"]["key"]
+        until(lambda: _stubbed(site), "stubs")
+        _installed(site, pod, "kit-extra")
+        assert pod.stop() == 0
+    (ours,) = (site.layout.envs / key / "lib").iterdir()
+    ours.rename(ours.with_name("python3.10"))
+    for name in ("python", "python3", ours.name):
+        program = site.layout.envs / key / "bin" / name
+        program.unlink()
+        program.symlink_to("/nowhere/python3.10")
+    with booted(Site(tmp_path, facts={"environment_key": "two"}), "--set", "offline=on") as pod:
+        status = pod.wait_for("ready")
+        assert [(row["name"], row["state"]) for row in status["environment"]["changed"]] == [("kit-extra", "added")]
+        assert status["problems"] == []
+        assert "Traceback" not in (site.layout.logs / "boot.log").read_text()
+    assert (ours.with_name("python3.10") / "site-packages" / "kit_extra.py").exists()
+
+
 def test_b9_c9_under_another_key_the_layer_is_made_again_without_a_network_and_the_one_before_stays(
     tmp_path: Path,
 ) -> None:
@@ -71,7 +93,8 @@ def test_b9_c9_under_another_key_the_layer_is_made_again_without_a_network_and_t
         assert pod.stop() == 0
     (site.folder / "wheels" / "kit_extra-1.0-py3-none-any.whl").unlink()
     keys = set()
-    for key in ("one", "two", "one"):
+    # No boot under the first key has seen it yet.
+    for key in ("two", "one", "two"):
         other = Site(tmp_path, facts={"environment_key": key})
         with booted(other, "--set", "offline=on") as pod:
             status = pod.wait_for("ready")

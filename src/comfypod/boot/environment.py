@@ -14,7 +14,7 @@ from comfypod.environment.look import look
 from comfypod.environment.mirror import mirror
 from comfypod.environment.relocate import relocate
 from comfypod.environment.safety import clean
-from comfypod.environment.succession import is_behind, put_by
+from comfypod.environment.succession import is_behind, others, put_by
 from comfypod.environment.transaction import recover
 from comfypod.errors import ComfypodError, InstallError, Problem
 from comfypod.files import read_small, storage_error
@@ -64,6 +64,10 @@ def _in_place(context: Context, layer: Layer) -> Look:
     layout, alone = context.layout, context.core is None or context.core.alone
     for line in recover(layer, layout) if alone else ():
         context.console.line(f"  {line}")
+    for other in others(layer, layout) if alone else ():
+        # Damage to what another image has left is no reason to do without this one's.
+        with contextlib.suppress(OSError):
+            requests.note_left(other, layout)
     if (marker := layers.read_marker(layer)) is None or (marker.get("rebuild") and alone):
         _make(context, layer, alone=alone)
     if alone:

@@ -31,6 +31,15 @@ SCHEMA = 1
 STUB = "comfypod"
 PATH_FILE = "_comfypod_image.pth"
 _WRITERS = 8
+_PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
+# ComfyUI-Manager's command line asks to be told where ComfyUI is; that is beside the records that the layer is in.
+_MANAGER = """\
+#!/bin/sh
+here=$(dirname "$0")
+: "${COMFYUI_PATH:=$(cd "$here/../../../../ComfyUI" && pwd)}"
+export COMFYUI_PATH
+exec "$here/python" -m cm_cli "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,11 @@ class Layer:
     def site(self) -> Path:
         """The layer's own site-packages."""
         return self.root / "lib" / self.image_site.parent.name / "site-packages"
+
+    @property
+    def sites(self) -> list[Path]:
+        """The layer's own site-packages, whatever Python its image had."""
+        return sorted(self.root.glob("lib/python3.*/site-packages"))
 
     @property
     def constraints(self) -> Path:
@@ -225,10 +239,11 @@ def _base(layer: Layer) -> tuple[Path, str]:
 
 
 def _programs(layer: Layer) -> None:
-    for name in ("pip", "pip3"):
-        # The image's own would install into the image.
+    """Write the programs whose namesakes in the image would install into the image."""
+    texts = {"pip": _PIP, "pip3": _PIP, "cm-cli": _MANAGER}
+    for name, text in texts.items():
         script = layer.root / "bin" / name
-        script.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n', "ascii")
+        script.write_text(text, "ascii")
         script.chmod(0o755)
 
 

@@ -10,14 +10,15 @@ from comfypod.environment import layer as layers
 from comfypod.environment import repack, requests
 from comfypod.environment.demands import Wanted, parse
 from comfypod.environment.install import install
-from comfypod.environment.layer import Layer
 from comfypod.environment.resolve import Sources
+from comfypod.environment.succession import others
 from comfypod.errors import InstallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from comfypod.environment.layer import Layer
     from comfypod.environment.requests import Request
     from comfypod.workspace.layout import Layout
 
@@ -34,12 +35,7 @@ class Rebuilt:
 
 def previous_of(layer: Layer, layout: Layout) -> Layer | None:
     """Return the other complete layer that was changed last, None where there is none."""
-    try:
-        others = [Layer(path, path.name, layer.image) for path in layout.envs.iterdir() if path != layer.root]
-    except OSError:
-        return None
-    found = [other for other in others if not other.root.is_symlink() and layers.read_marker(other) is not None]
-    return max(found, key=lambda other: other.marker.stat().st_mtime_ns, default=None)
+    return max(others(layer, layout), key=lambda other: other.marker.stat().st_mtime_ns, default=None)
 
 
 def rebuild(
@@ -140,7 +136,7 @@ def _line(layout: Layout, line: str) -> str:
 
 def _preferred(previous: Layer, layer: Layer) -> tuple[str, ...]:
     """Return the versions that were there, but of what the image has now."""
-    own = [repack.own_dists(site) for site in _sites(previous)]
+    own = [repack.own_dists(site) for site in previous.sites]
     return tuple(str(dist) for found in own for dist in found.values() if dist.name not in layer.image_dists)
 
 
@@ -148,15 +144,10 @@ def _wheels_of(previous: Layer, layer: Layer, folder: Path) -> dict[str, str]:
     """Write wheels of what the layer before has; return why the others do not go over, by name."""
     python = layer.image_site.parent.name.removeprefix("python")
     lacking: dict[str, str] = {}
-    for site in _sites(previous):
+    for site in previous.sites:
         for name, dist in repack.own_dists(site).items():
             try:
                 repack.repack(site, dist, folder, python)
             except InstallError as error:
                 lacking[name] = error.message
     return lacking
-
-
-def _sites(previous: Layer) -> list[Path]:
-    """Return a layer's own packages, whatever Python its image had."""
-    return sorted(previous.root.glob("lib/python3.*/site-packages"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -18,7 +19,7 @@ from comfypod.environment.protect import aliases
 from comfypod.files import read_small, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from comfypod.environment.dists import Dist
     from comfypod.environment.layer import Layer
@@ -121,21 +122,48 @@ def note_found(layer: Layer, layout: Layout) -> Noted:
     Raises:
         OSError: the disk failed.
     """
+    return _note(layer, layout, layer.site, partial(added, layer))
+
+
+def note_left(other: Layer, layout: Layout) -> None:
+    """Do the same for a layer of another image, in which people may have installed until that image's last minute.
+
+    What it had before that is not asked for again: it may have been uninstalled under this image.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    from comfypod.environment.repack import own_dists
+
+    for site in other.sites:
+        _note(other, layout, site, partial(own_dists, site), left=True)
+
+
+def _note(
+    layer: Layer, layout: Layout, site: Path, look: Callable[[], dict[str, Dist]], *, left: bool = False
+) -> Noted:
     marker = read_marker(layer)
-    time = layer.site.stat().st_mtime_ns
+    time = site.stat().st_mtime_ns
     if marker is None or marker.get("site") == time:
         return Noted()
-    here = added(layer)
+    here = look()
     before: Any = marker.get("found")
     before = before if isinstance(before, dict) else {}
     known = read(layout)
     mine = {row.name for row in known if row.who == USER}
     gone = tuple(sorted(name for name in mine if name in before and name not in here))
-    fresh = [_found(layer, layout, dist) for dist in here.values() if dists.is_requested(layer.site, dist)]
-    new = {row.name: row for row in fresh if row.name not in mine}
+    fresh = [
+        Request(USER, dist.name, _line(layout, site, dist), dist.version)
+        for dist in here.values()
+        if dists.is_requested(site, dist)
+    ]
+    known_names = {*mine, *(before if left else ())}
+    new = {row.name: row for row in fresh if row.name not in known_names}
     kept = [row for row in known if not (row.who == USER and row.name in gone)]
     write(layout, (replace(row, version=_version(here, row)) for row in (*kept, *new.values())))
-    remember(layer, site=time, found={name: dist.version for name, dist in here.items()})
+    # Where the layer is stays as it was said: one of another image has not followed its volume yet.
+    place = {name: marker[name] for name in ("root", "image") if name in marker}
+    remember(layer, **place, site=time, found={name: dist.version for name, dist in here.items()})
     return Noted(tuple(sorted(new)), gone)
 
 
@@ -143,14 +171,10 @@ def _version(here: dict[str, Dist], row: Request) -> str:
     return here[row.name].version if row.name in here else row.version
 
 
-def _found(layer: Layer, layout: Layout, dist: Dist) -> Request:
-    return Request(USER, dist.name, _line(layer, layout, dist), dist.version)
-
-
-def _line(layer: Layer, layout: Layout, dist: Dist) -> str:
+def _line(layout: Layout, site: Path, dist: Dist) -> str:
     """Return what gives a distribution again: where it came from, when that is no index (PEP 610)."""
     try:
-        body: Any = json.loads(read_small(layer.site / dist.info / "direct_url.json"))
+        body: Any = json.loads(read_small(site / dist.info / "direct_url.json"))
         url, vcs, folder = str(body["url"]), body.get("vcs_info"), body.get("dir_info")
         if folder is not None and folder.get("editable"):
             return f"-e {_inside(layout, Path(unquote(url.removeprefix('file://'))))}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from comfypod.environment.layer import read_marker
+from comfypod.environment.layer import Layer, read_marker
 from comfypod.files import fsync_folder, remove_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from comfypod.environment.layer import Layer
     from comfypod.workspace.layout import Layout
 
 _BEFORE = ".before"
@@ -32,12 +31,20 @@ def put_by(layer: Layer) -> Path | None:
     return place
 
 
+def others(layer: Layer, layout: Layout) -> list[Layer]:
+    """Return the complete layers of other keys; their images may be gone."""
+    try:
+        found = [Layer(path, path.name, layer.image) for path in layout.envs.iterdir() if path != layer.root]
+    except OSError:
+        return []
+    return [other for other in found if not other.root.is_symlink() and read_marker(other) is not None]
+
+
 def is_behind(layer: Layer, layout: Layout) -> bool:
     """Whether another layer of the volume was changed after this one: packages may have been asked for since.
 
     Raises:
         OSError: the disk failed.
     """
-    others = [path / layer.marker.name for path in layout.envs.iterdir() if path != layer.root]
     mine = layer.marker.stat().st_mtime_ns
-    return any(other.is_file() and other.stat().st_mtime_ns > mine for other in others)
+    return any(other.marker.stat().st_mtime_ns > mine for other in others(layer, layout))

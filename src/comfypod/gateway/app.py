@@ -28,6 +28,8 @@ _ACT_SECONDS = 30.0
 _RETRY = ("Retry-After", "2")
 # What a client sends to ComfyUI to have pictures made; refused while the pod drains.
 _WORK = "/prompt", "/api/prompt"
+# ComfyUI-Manager's restart button, which its policy may refuse, is the pod's own here, with all that guards that one.
+_RESTART = "/v2/manager/reboot", "/api/v2/manager/reboot"
 
 
 class App:
@@ -210,10 +212,12 @@ class App:
 
 
 def _placed(request: Request, default: str) -> Request:
-    """Return a request to a port of a service's own as the pod's port would see it."""
-    if default == "/" or request.path.startswith((default, "/_pod/")):
-        return request
-    return replace(request, target=default + request.target[1:])
+    """Return a request to a service's own port as the pod's port would see it, and what the pod does itself as that."""
+    if default != "/" and not request.path.startswith((default, "/_pod/")):
+        return replace(request, target=default + request.target[1:])
+    if request.method == "POST" and request.path in _RESTART:
+        return replace(request, target="/_pod/do/restart" + request.target.removeprefix(request.path))
+    return request
 
 
 def _guarded(request: Request, backend: Backend | None) -> bool:

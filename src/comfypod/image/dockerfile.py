@@ -51,7 +51,7 @@ def dockerfile(recipe: Recipe) -> str:
 
 def _head(recipe: Recipe) -> str:
     profile, lock = recipe.profile, recipe.lock
-    torch = f"torch {profile.torch}" + (f" for CUDA {profile.cuda}" if profile.cuda else "")
+    torch = f"torch {recipe.triple['torch']}" + (f" for CUDA {profile.cuda}" if profile.cuda else "")
     style = "built in a stage of its own and copied" if profile.stages == "multi" else "built in place, in one stage"
     return "\n".join([
         f"# ComfyUI {lock.comfyui.version} for {profile.summary}: {torch}, Python {profile.python}; {style}.",

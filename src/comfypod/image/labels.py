@@ -35,7 +35,7 @@ def labels(recipe: Recipe, variant: Variant) -> dict[str, str]:
         f"{PREFIX}.comfyui": comfyui.digest,
         f"{PREFIX}.profile": profile.name,
         f"{PREFIX}.variant": variant,
-        f"{PREFIX}.torch": profile.torch,
+        f"{PREFIX}.torch": recipe.triple["torch"],
     }
     if profile.needs_gpu:
         found[f"{PREFIX}.cuda"] = profile.cuda

@@ -202,7 +202,7 @@ def described(plan: Plan) -> list[str]:
     """Describe an image that is not built yet, a line per fact; sizes are those of what is downloaded."""
     recipe = plan.recipe
     names = {recipe.environment(purpose, plan.arch).name for purpose in ("comfyui", "jupyter", "comfypod")}
-    lines = [f"{plan.name}: ComfyUI {recipe.lock.comfyui.version}, torch {recipe.profile.torch}"]
+    lines = [f"{plan.name}: ComfyUI {recipe.lock.comfyui.version}, torch {recipe.triple['torch']}"]
     lines.append(f"  base {plan.base.name} ({plan.base.digest})")
     for layer in recipe.packages:
         packages = [package for name, found in layer.lists.items() if name in names for package in found]

@@ -78,6 +78,12 @@ class Recipe:
         """The models that are built in, each place once: what two packs share is one file."""
         return tuple({model.place: model for model in self.lock.models if model.bake}.values())
 
+    @property
+    def triple(self) -> dict[str, str]:
+        """Torch and the two that go with it as they are locked: an override may say otherwise than the profile."""
+        locked = self.environment("comfyui", self.profile.architectures[0])
+        return {name: locked.version(name) or "" for name in ("torch", "torchvision", "torchaudio")}
+
     def environment(self, purpose: str, arch: str) -> Environment:
         """Return the environment of a purpose on an architecture."""
         return self.environments[purpose, arch]

@@ -80,14 +80,13 @@ def _files(wanted: Plan, *, full: bool) -> Iterator[dict[str, Any]]:
 
 
 def _commands(wanted: Plan, *, full: bool) -> Iterator[dict[str, Any]]:
-    profile = wanted.recipe.profile
-    versions = (("torch", profile.torch), ("torchvision", profile.torchvision), ("torchaudio", profile.torchaudio))
-    script = "; ".join(f"import {name}; print({name}.__version__.split('+')[0])" for name, _ in versions)
+    triple = wanted.recipe.triple
+    script = "; ".join(f"import {name}; print({name}.__version__.split('+')[0])" for name in triple)
     yield _command(
         "the torch triple imports",
         f"{made.VENV}/bin/python",
         ["-c", script],
-        "\\n".join(value for _, value in versions),
+        "\\n".join(triple.values()),
     )
     yield _command("comfypod starts", "comfypod", ["--version"], "comfypod [0-9]")
     yield {

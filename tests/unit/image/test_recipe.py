@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfypod.errors import LockError
+from comfypod.image.labels import PREFIX, labels
 from comfypod.image.recipe import MEDIA, make_recipe, model_layer
 from comfypod.lock.schema import Lock, Package
 from comfypod.manifest.profiles import Profile, load_profiles
@@ -68,6 +69,13 @@ def test_lists_are_found_where_profiles_share_an_environment_on_one_architecture
     assert torch.list_name("x86_64") == "comfyui-x86_64-cpu"
     assert torch.list_name("aarch64") == "comfyui-aarch64-cpu"
     assert torch.list_name("$(uname -m)") == "comfyui-$(uname -m)-cpu"
+
+
+def test_the_torch_that_is_locked_counts_where_an_override_says_otherwise_than_the_profile() -> None:
+    packages = [locks.package(name, version="1.13") for name in ("torch", "torchvision", "torchaudio")]
+    recipe = make_recipe(locks.lock({"x86_64": packages, "aarch64": packages}, [CPU]), CPU)
+    assert recipe.triple == dict.fromkeys(("torch", "torchvision", "torchaudio"), "1.13")
+    assert labels(recipe, "slim")[f"{PREFIX}.torch"] == "1.13"
 
 
 def test_a_lock_older_than_images_is_refused(lock: Lock) -> None:
