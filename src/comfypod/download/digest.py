@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _LOOK_SECONDS = 0.02
 _JOIN_SECONDS = 0.2
 

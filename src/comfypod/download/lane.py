@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.download import address
 from comfypod.download.connection import Client
-from comfypod.download.probe import facts_of, part_of, version_of
+from comfypod.download.probe import agree, facts_of, part_of, version_of
 from comfypod.download.refusal import TRIES, BrokenError, RefusedError
 from comfypod.errors import ComfypodError, SourceError
 from comfypod.files import storage_error
@@ -179,7 +179,9 @@ class Lane(threading.Thread):
         attempt, found = self._attempt, facts_of(answer)
         if answer.headers.get("content-type", "").startswith("text/html"):
             self._refuse_page(_PAGES[0])
-        attempt.agree(found)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise RefusedError(f"{self._shown} sends the file compressed", "ask its host for another address", 200)
+        agree(attempt.order, found)
         another = "" not in (attempt.facts.etag, version_of(answer)) and version_of(answer) != attempt.facts.etag
         start = part_of(answer)[0] if answer.status == 206 else 0
         whole = start == 0 and piece.at == 0 and piece.end == attempt.pieces.size

@@ -8,13 +8,15 @@ from email.message import Message
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from comfypod.download import address
 from comfypod.download.connection import Client
 from comfypod.download.order import Facts
 from comfypod.download.refusal import RefusedError
+from comfypod.errors import IntegrityError
 
 if TYPE_CHECKING:
     from comfypod.download.connection import Answer
-    from comfypod.download.order import Terms
+    from comfypod.download.order import Order, Terms
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -79,3 +81,16 @@ def name_of(answer: Answer) -> str:
     message["Content-Disposition"] = answer.headers.get("content-disposition", "")
     said = message.get_filename() or unquote(urlsplit(answer.url).path)
     return "".join(letter for letter in re.split(r"[/\\]", said)[-1] if letter.isprintable())
+
+
+def agree(order: Order, found: Facts) -> None:
+    """Compare what a host says of a file with what was ordered.
+
+    Raises:
+        IntegrityError: the host has another file.
+    """
+    compared = ("bytes", order.size or -1, found.size), ("sha256", order.sha256, found.sha256)
+    for what, ours, theirs in compared:
+        if ours not in ("", -1) and theirs not in ("", -1) and ours != theirs:
+            said = f"{address.shown(order.url)} is another file: {what} {theirs}, and not {ours}"
+            raise IntegrityError(said, "the file was replaced at its host, or the address is wrong; it was not fetched")

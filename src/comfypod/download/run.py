@@ -13,10 +13,10 @@ from comfypod import files
 from comfypod.download import partial, place, space
 from comfypod.download.order import Facts
 from comfypod.download.partial import Partial
-from comfypod.download.probe import probe
+from comfypod.download.probe import agree, probe
 from comfypod.download.rate import Gate
 from comfypod.download.refusal import TRIES, BrokenError
-from comfypod.download.transfer import Transfer, agree, stopped
+from comfypod.download.transfer import Transfer, stopped
 from comfypod.errors import ComfypodError, IntegrityError
 from comfypod.workspace.lease import Lease
 
@@ -81,8 +81,10 @@ class _Run:
         for thread in threads:
             thread.start()
         until = float("inf")
-        while (alive := [thread for thread in threads if thread.is_alive()]) and time.monotonic() < until:
+        alive = threads
+        while alive and time.monotonic() < until:
             alive[0].join(_LOOK_SECONDS)
+            alive = [thread for thread in threads if thread.is_alive()]
             for job in jobs:
                 job.tell(self._watch)
             if self._cancelled() and not self.stop.is_set():

@@ -15,7 +15,7 @@ from comfypod.download.lane import AnewError, Lane
 from comfypod.download.partial import Kept
 from comfypod.download.pieces import Pieces
 from comfypod.download.refusal import BrokenError
-from comfypod.errors import IntegrityError, SourceError
+from comfypod.errors import ComfypodError, IntegrityError, SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,14 +56,6 @@ class Attempt:
         self._marked = (time.monotonic(), self.pieces.done)
         self._follower: Follower | None = None
 
-    def agree(self, found: Facts) -> None:
-        """Compare what a host says with what was ordered.
-
-        Raises:
-            IntegrityError: it has another file.
-        """
-        agree(self.order, found)
-
     def agreed(self, found: Facts) -> None:
         """Take over what the first answer says of the file, and let the other connections begin."""
         with self._mutex:
@@ -93,6 +85,8 @@ class Attempt:
             AnewError: it must begin again from nothing.
             ComfypodError: it cannot be had, or was stopped.
         """
+        if not self.pieces.size:
+            self.partial.begin(kept(self.order, self.partial.site, self.facts), [])
         lanes = [Lane(self)]
         lanes[0].start()
         try:
@@ -105,12 +99,17 @@ class Attempt:
             if self.pieces.done < self.pieces.size:
                 if self._begun.is_set():
                     self.partial.mark(self.pieces.there)
-                raise next((lane.error for lane in lanes if lane.fatal), lanes[0].error) or stopped(self.order)
+                raise self._why(lanes)
             return self._follower.result(stop) if self._follower else ""
         finally:
             self._end(lanes)
             if self._follower is not None:
                 self._follower.give_up()
+
+    def _why(self, lanes: list[Lane]) -> ComfypodError | AnewError:
+        """Return why it is not whole: what nobody can mend before what the last one gave up for."""
+        errors = [lane.error for lane in sorted(lanes, key=lambda lane: not lane.fatal) if lane.error]
+        return errors[0] if errors else stopped(self.order)
 
     def _follow(self) -> None:
         """Let a digest follow the bytes, once it is known that there is one to compare it with."""
@@ -205,18 +204,3 @@ def kept(order: Order, site: Path, facts: Facts) -> Kept:
     size = order.size or facts.size
     plain, _, _ = address.shown(order.url).partition("?")
     return Kept(os.path.relpath(order.target, site), plain, size, order.sha256 or facts.sha256, facts.etag)
-
-
-def agree(order: Order, found: Facts) -> None:
-    """Compare what a host says of a file with what was ordered.
-
-    Raises:
-        IntegrityError: the host has another file.
-    """
-    for what, ours, theirs in (
-        ("bytes", order.size or -1, found.size),
-        ("sha256", order.sha256, found.sha256),
-    ):
-        if ours not in ("", -1) and theirs not in ("", -1) and ours != theirs:
-            said = f"{address.shown(order.url)} is another file: {what} {theirs}, and not {ours}"
-            raise IntegrityError(said, "the file was replaced at its host, or the address is wrong; it was not fetched")

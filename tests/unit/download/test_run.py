@@ -290,6 +290,19 @@ def test_another_file_than_ordered_is_refused_and_not_kept(desk: Desk) -> None:
     assert desk.clean()
 
 
+def test_what_is_left_of_a_larger_file_is_not_in_an_empty_one(desk: Desk) -> None:
+    desk.web.files["/a"].stall = 50_000
+    stop_after_some(desk, desk.order())
+    desk.web.files["/a"] = File(b"", etag='"two"')
+    assert desk.fetch(desk.order()) == [None]
+    assert (desk.models / "a").read_bytes() == b""
+
+
+def test_a_file_that_arrives_compressed_is_refused(desk: Desk) -> None:
+    desk.web.files["/a"].headers = {"Content-Encoding": "gzip"}
+    assert "compressed" in desk.refused(desk.order()).message
+
+
 def test_what_the_host_says_of_the_digest_is_believed_before_the_first_byte(desk: Desk) -> None:
     desk.web.files["/a"].headers = {"X-Linked-Etag": f'"{sha(OTHER)}"', "X-Linked-Size": str(len(BODY))}
     assert "another file" in desk.refused(desk.order(sha256=sha(BODY))).message
