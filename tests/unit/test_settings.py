@@ -105,6 +105,9 @@ def test_no_file_chooses_the_workspace_or_holds_a_secret(tmp_path: Path) -> None
         ("COMFYPOD_COMFYUI_ARGS", "--listen=0.0.0.0", "use the setting `listen`"),
         ("COMFYPOD_COMFYUI_ARGS", "'open", "No closing quotation"),
         ("COMFYPOD_STOP_SECONDS", "-1", "number of seconds"),
+        ("COMFYPOD_MODEL_FOLDERS", "models", "a folder from / on"),
+        ("COMFYPOD_DOWNLOAD_RATE", "fast", "a whole number"),
+        ("HF_ENDPOINT", "mirror.example", "http:// or https://"),
     ],
 )
 def test_a_bad_value_names_itself_and_its_origin(name: str, value: str, words: str) -> None:
@@ -122,7 +125,23 @@ def test_a_broken_workspace_file_is_reported_and_left_out(tmp_path: Path, text: 
     assert str(tmp_path / "comfypod.toml") in settings.problems[0].message
 
 
+def test_models_and_their_folders_are_words_and_paths() -> None:
+    given = {"COMFYPOD_MODELS": "sdxl, template:x  sdxl", "COMFYPOD_MODEL_FOLDERS": "/a,/b '/with space' /a"}
+    settings = resolve({}, {**given, "COMFYPOD_DOWNLOAD_RATE": "2M"}, {})
+    assert settings.models == ("sdxl", "template:x")
+    assert settings.model_folders == (Path("/a"), Path("/b"), Path("/with space"))
+    assert (settings.download_rate, settings.hf_endpoint) == (2 << 20, "https://huggingface.co")
+
+
+def test_g6_a_volume_does_not_say_who_is_given_a_token(tmp_path: Path) -> None:
+    (tmp_path / "comfypod.toml").write_text('[settings]\nhf_endpoint = "https://evil.example"\n')
+    settings = resolve({"workspace": str(tmp_path)}, {"HF_TOKEN": "canary"}, {})
+    assert (settings.hf_endpoint, len(settings.problems)) == ("https://huggingface.co", 1)
+    assert settings.shown()["hf_token"]["value"] == "given"
+
+
 def test_every_secret_is_hidden_with_its_file_form() -> None:
+    assert {"HF_TOKEN", "HF_TOKEN_FILE", "CIVITAI_TOKEN", "CIVITAI_TOKEN_FILE"} <= secret_variables()
     assert {"COMFYPOD_TOKEN", "COMFYPOD_TOKEN_FILE", "JUPYTER_TOKEN", "JUPYTER_PASSWORD"} <= secret_variables()
 
 

@@ -12,7 +12,8 @@ from comfypod.errors import HostError, InstallError, ModelError, NotRunningError
 from comfypod.files import storage_errors
 from comfypod.host.running import find
 from comfypod.host.volume import become_owner, ensure_there, pod_of, settings_of
-from comfypod.models import places, wanted
+from comfypod.models import wanted
+from comfypod.models.places import places_of
 from comfypod.models.site import Site, site_of
 from comfypod.models.wish import Wish, locked, wishes
 from comfypod.workspace.plan import mount_table
@@ -64,8 +65,8 @@ def opened(layout: Layout) -> Volume:
     in_image = pod is not None and pod.engine == "image"
     with storage_errors(f"cannot read the models of {layout.root}"):
         live = layout.comfyui / "models"
-        found = places.find(layout, live, settings.model_folders, mount_table() if in_image else "")
-        where = places.places_of(layout, live, pod.models_path if pod else None, found)
+        baked, mounts = pod.models_path if pod else None, mount_table() if in_image else ""
+        where = places_of(layout, live, baked, settings.model_folders, mounts)
     site = site_of(settings, layout, where, _site_packages(layout, pod))
     words, problems = _words_of_pod(layout)
     asked, wrong = wishes(layout.manifest, (*settings.models, *words), locked(pod.models if pod else ()))

@@ -52,10 +52,14 @@ _SYSTEM = frozenset({"bin", "boot", "dev", "etc", "lib", "lib64", "opt", "proc",
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`live` is the workspace's `models`; `further` are folders by kind that are used where they are."""
+    """`live` is the workspace's `models`; `further` are folders by kind that are used where they are.
+
+    Those of them that were `found` have yet to be told to ComfyUI.
+    """
 
     live: Path
     further: Kinds = field(default_factory=dict)
+    found: Kinds = field(default_factory=dict)
 
     def elsewhere(self, file: ModelFile) -> Iterator[Path]:
         """Yield where ComfyUI would find a file but in its own place."""
@@ -72,45 +76,47 @@ class Places:
         yield from dict.fromkeys(path for paths in self.further.values() for path in paths)
 
 
-def places_of(layout: Layout, live: Path, baked: str | None, found: Kinds) -> Places:
-    """Return where the models of a workspace are; `baked` is the image's folder, `found` what `find` returned."""
+def places_of(layout: Layout, live: Path, baked: str | None, given: Iterable[Path], mounts: str = "") -> Places:
+    """Look for the models of a workspace.
+
+    `live` is its own folder, `baked` the image's. Others are looked for where they are `given`, in the workspace, and
+    on other mounts (a `mountinfo`). A mount that hangs holds this up; whoever must not wait calls it from a thread.
+    """
     kinds: dict[str, tuple[Path, ...]] = {}
     _add(kinds, _kinds(Path(baked), None) if baked else {})
     for adopted in adoptions(layout).values():
         for kind, paths in adopted.models.items():
             _add(kinds, {kind: tuple(layout.root / path for path in paths.splitlines())})
+    found = _found(layout, live, given, mounts)
     _add(kinds, found)
-    return Places(live, kinds)
+    return Places(live, kinds, found)
 
 
-def find(layout: Layout, live: Path, given: Iterable[Path], mounts: str = "") -> Kinds:
-    """Look for folders of models beside `live`: those `given`, in the workspace, on other mounts (a `mountinfo`).
+def extra_paths(places: Places) -> dict[str, str]:
+    """Return what ComfyUI's file of further folders says of those that were found.
 
-    A mount that hangs holds this up; whoever must not wait calls it from a thread.
+    Nodes that bring a kind of their own add the workspace's folder only where the kind has none yet, so it is named.
     """
-    live = Path(os.path.realpath(live))
+    rows = {kind: paths if kind in KINDS else (places.live / kind, *paths) for kind, paths in places.found.items()}
+    return {kind: "\n".join(map(str, paths)) for kind, paths in rows.items()}
+
+
+def _found(layout: Layout, live: Path, given: Iterable[Path], mounts: str) -> Kinds:
     kinds: dict[str, tuple[Path, ...]] = {}
     for folder in given:
         _add(kinds, _seen(folder, ("", "models"), None))
     _add(kinds, _seen(layout.root, ("", "models"), KINDS))
     for root in _mounted(layout, mounts):
         _add(kinds, _seen(root, _MODELS, KINDS))
-    outside = {
-        kind: tuple(
-            path for path in paths if live != (real := Path(os.path.realpath(path))) and live not in real.parents
-        )
-        for kind, paths in kinds.items()
-    }
+    own = Path(os.path.realpath(live))
+    outside = {kind: tuple(path for path in paths if _is_outside(own, path)) for kind, paths in kinds.items()}
     return {kind: paths for kind, paths in outside.items() if paths}
 
 
-def extra_paths(live: Path, found: Kinds) -> dict[str, str]:
-    """Return what ComfyUI's file of further folders says of those that were found.
-
-    Nodes that bring a kind of their own add the workspace's folder only where the kind has none yet, so it is named.
-    """
-    rows = {kind: paths if kind in KINDS else (live / kind, *paths) for kind, paths in found.items()}
-    return {kind: "\n".join(map(str, paths)) for kind, paths in rows.items()}
+def _is_outside(own: Path, path: Path) -> bool:
+    """Whether a folder is not the workspace's own, and has a name that a line of ComfyUI's file can hold."""
+    real = Path(os.path.realpath(path))
+    return own != real and own not in real.parents and str(path).isprintable()
 
 
 def _same(kind: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from comfypod.download.partial import progress
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
 from comfypod.files import read_small
-from comfypod.models import facts, packs, plan, record, source, templates, workflow
+from comfypod.models import facts, packs, plan, record, templates, workflow
 from comfypod.models.file import ModelFile
 from comfypod.models.needs import Need, Needs
 
@@ -41,7 +41,7 @@ def files_of(
             files, told = _expanded(wish, names, site)
         except ComfypodError as error:
             files, told = (), (Problem(ModelError.code, error.message, error.hint),)
-        found += [_sound(replace(file, required=file.required or wish.required)) for file in files]
+        found += [replace(file, required=file.required or wish.required) for file in files]
         problems += told
     return _with_folders(found, site), tuple(problems)
 
@@ -77,16 +77,6 @@ def _names(known: Iterable[Wish]) -> dict[str, tuple[ModelFile, ...]]:
             for name in {wish.name, file.pack} - {""}:
                 found[name] = (*found.get(name, ()), file)
     return found
-
-
-def _sound(file: ModelFile) -> ModelFile:
-    """Leave out an address that is none; workflows are written by anyone."""
-    try:
-        if file.url:
-            source.of_text(file.url)
-    except ValueError:
-        return replace(file, url="")
-    return file
 
 
 def _expanded(
