@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from comfypod.files import fsync_folder, sync_filesystem
+from comfypod.files import NO_LINKS, fsync_folder, rename_new, sync_filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,6 @@ _THREADS = 4
 _BATCH = 32
 _CHUNK = 1 << 24
 _NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
-_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +113,26 @@ def share_file(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in {*NO_LINKS, errno.EXDEV, errno.EACCES}:
             raise
-        staged = target.with_name(f".{target.name}.new")
-        staged.unlink(missing_ok=True)
+        copy_new(source, target)
+    fsync_folder(target.parent)
+
+
+def copy_new(source: Path, target: Path) -> None:
+    """Copy a file to a name that must not be taken, first under one of its own: the new name is whole at once.
+
+    Raises:
+        OSError: the name is taken (EEXIST), or the disk refused.
+    """
+    staged = target.with_name(f".{target.name}.new")
+    staged.unlink(missing_ok=True)
+    try:
         copy_file(str(source), str(staged))
         sync_filesystem(target.parent)
-        if os.path.lexists(target):
-            staged.unlink()
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
-        staged.rename(target)
-    fsync_folder(target.parent)
+        rename_new(staged, target)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _copy_bytes(reading: int, writing: int, size: int) -> None:

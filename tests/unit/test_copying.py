@@ -99,11 +99,13 @@ def test_a_second_name_is_a_hard_link_and_takes_no_name_that_is_taken(tmp_path: 
     assert (tmp_path / "taken").read_bytes() == b"user's"
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.EMLINK])
 def test_f3_where_there_are_no_hard_links_a_second_name_is_a_whole_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EPERM, "no links here")
+    def refuse(source: Path, *_: object, **__: object) -> None:
+        # The copy has its staged name on the disk where its new one will be.
+        raise OSError(errno.EPERM if source.name.endswith(".new") else code, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "one").write_bytes(b"12345")

@@ -65,23 +65,10 @@ def publish(data: Path, order: Order) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            _across(data, target)
+            copying.copy_new(data, target)
+            data.unlink()
         files.fsync_folder(target.parent)
     except FileExistsError as error:
         raise StorageError(f"{target} was made by something else meanwhile", "it was not touched") from error
     except OSError as error:
         raise files.storage_error(error, f"cannot put a file at {target}") from error
-
-
-def _across(data: Path, target: Path) -> None:
-    """Put a file on another file system: copied under a name of its own first."""
-    staged = target.with_name(f".{target.name}.new")
-    staged.unlink(missing_ok=True)
-    copying.copy_file(str(data), str(staged))
-    handle = os.open(staged, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    files.rename_new(staged, target)
-    data.unlink()
