@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from comfypod.environment.layer import Layer
     from comfypod.errors import Problem
     from comfypod.log import Console
+    from comfypod.models.places import Places
     from comfypod.podfile import BakedNode, PodFile
     from comfypod.settings import Settings
     from comfypod.workspace.core import Core
@@ -47,7 +48,7 @@ class Context:
     starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` and `gpus` (how many
     there are, 0 where none is needed) by the GPU stage, `layer` by the environment stage (None where it cannot be
     used), `extra_paths`, `baked_nodes` (those that count), `node_paths` (what ComfyUI will load) and `required` (nodes
-    and models that must be there) by the node stage, `model_folders` (by kind, found on other mounts) by the model
+    and models that must be there) by the node stage, `places` (where models are) by the model
     stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
     `allow_node` gives it one again that is set aside.
     """
@@ -70,7 +71,7 @@ class Context:
     gpus: int = 0
     extra_paths: Path | None = None
     baked_nodes: tuple[BakedNode, ...] = ()
-    model_folders: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    places: Places | None = None
     layer: Layer | None = None
     required: tuple[str, ...] = ()
     node_paths: tuple[Path, ...] = ()

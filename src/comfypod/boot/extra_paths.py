@@ -38,9 +38,8 @@ def _body(context: Context) -> dict[str, dict[str, str]]:
         kept = {**adopted.models, **({"custom_nodes": adopted.nodes} if adopted.nodes else {})}
         if kept:
             body[f"adopted_{number}"] = {"base_path": str(context.layout.root), **kept}
-    if context.model_folders:
-        assert context.core is not None  # noqa: S101 - the workspace stage has run
-        body["found_models"] = places.extra_paths(context.core.base / "models", context.model_folders)
+    if context.places is not None and context.places.found:
+        body["found_models"] = places.extra_paths(context.places)
     if context.pod.models_path is None:
         return body
     folders = [entry.name for entry in listing.entries(Path(context.pod.models_path)) if entry.is_dir()]

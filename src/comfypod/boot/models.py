@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod.boot import extra_paths
 from comfypod.download.partial import progress
 from comfypod.errors import ModelError, Problem
-from comfypod.models import places, wanted
+from comfypod.models import wanted
+from comfypod.models.places import Places, places_of
 from comfypod.models.site import site_of
 from comfypod.models.wish import locked, wishes
 from comfypod.workspace.plan import mount_table
@@ -36,8 +36,8 @@ def check_models(context: Context, view: StageView) -> str:
     """
     del view
     assert context.core is not None  # noqa: S101 - the workspace stage has run
-    context.model_folders = _found(context, context.core.base / "models")
-    if context.model_folders:
+    context.places = _looked(context, context.core.base / "models")
+    if context.places.found:
         extra_paths.write(context)
     rows, problems = survey(context)
     for problem in problems:
@@ -52,19 +52,19 @@ def check_models(context: Context, view: StageView) -> str:
     return f"{len(rows)} wanted" + (f", {len(lacking)} of them not there yet" if lacking else "")
 
 
-def _found(context: Context, live: Path) -> Mapping[str, tuple[Path, ...]]:
-    """Look for folders of models; a mount that does not answer is not waited for."""
+def _looked(context: Context, live: Path) -> Places:
+    """Look where models are; a mount that does not answer is not waited for."""
+    found: list[Places] = []
     table = mount_table(context.surroundings.mounts) if context.in_image else ""
-    found: list[Mapping[str, tuple[Path, ...]]] = []
-    work = partial(places.find, context.layout, live, context.settings.model_folders, table)
-    search = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    where = context.layout, live, context.pod.models_path, context.settings.model_folders, table
+    search = threading.Thread(target=lambda: found.append(places_of(*where)), daemon=True)
     search.start()
     search.join(_PATIENCE)
     if found:
         return found[0]
-    told = "a mount does not answer, so that no models are looked for beside the workspace's own"
+    told = "a mount does not answer, so that only the workspace's own models are known"
     context.warn(Problem(ModelError.code, told, "unmount what is dead, then start the pod again"))
-    return {}
+    return Places(live)
 
 
 def missing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -76,9 +76,8 @@ def survey(context: Context) -> tuple[list[dict[str, Any]], tuple[Problem, ...]]
     """Return what is wanted as `/status` shows it, and which wishes make no sense. No host is asked."""
     layout, pod = context.layout, context.pod
     packages = context.layer.image_site if context.layer is not None else None
-    assert context.core is not None  # noqa: S101 - the workspace stage has run
-    here = places.places_of(layout, context.core.base / "models", pod.models_path, context.model_folders)
-    site = replace(site_of(context.settings, layout, here, packages), offline=True)
+    assert context.places is not None  # noqa: S101 - the model stage has looked
+    site = replace(site_of(context.settings, layout, context.places, packages), offline=True)
     found, problems = wishes(layout.manifest, context.settings.models, locked(pod.models))
     files, more = wanted.files_of(found, site, found)
     parts = progress(layout.downloads)

@@ -81,6 +81,7 @@ def test_what_is_wanted_with_required_counts_for_readiness_a_pack_as_a_whole(con
 
 
 def test_wishes_that_make_no_sense_are_named_and_the_others_stand(context: Context) -> None:
+    check_models(context, StageView("models"))
     context.settings = replace(context.settings, models=("no such pack:", "loras=https://example.org/x.safetensors"))
     rows, problems = survey(context)
     assert [row["name"] for row in rows] == ["x.safetensors"]
