@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
+from comfypod.files import sha256_file
 from comfypod.models.loaders import LOADERS
 from docs import templates
+from tests.kit import comfyui, models
+from tests.kit.web import Answer, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.scenarios.conftest import FirstUp
+    from tests.scenarios.conftest import FirstUp, RealSite
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -69,3 +74,24 @@ def test_the_table_of_official_templates_is_as_the_installed_packages_have_it(fi
     text = templates.PAGE.read_text("utf-8")
     packages = _installed(first_up, "comfyui-env/*/venv/lib/python3*/site-packages")
     assert templates.renewed(text, packages) == text, f"run `uv run python -m docs.templates {packages}`"
+
+
+def test_a_pack_that_is_fetched_at_run_time_is_used_by_comfyui_in_a_workflow(site: RealSite, tmp_path: Path) -> None:
+    models.upscaler(tmp_path / "fetched.safetensors")
+    with serve() as hub:
+        hub.answers["/fetched.safetensors"] = Answer((tmp_path / "fetched.safetensors").read_bytes())
+        site.layout.root.mkdir(parents=True)
+        site.layout.manifest.write_text(
+            f'[[pack]]\nname = "kit"\nrequired = true\n[[pack.file]]\nurl = "{hub.url}/fetched.safetensors"\n'
+            f'folder = "upscale_models"\nsha256 = "{sha256_file(tmp_path / "fetched.safetensors")}"\n'
+        )
+        status = site.up()["data"]["status"]
+    assert [(row["name"], row["state"]) for row in status["models"]] == [("kit/fetched.safetensors", "present")]
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 3), (10, 20, 30)).save(picture, "png")
+    (result,) = site.client.render(
+        comfyui.upscale(site.client.upload("source.png", picture.getvalue()), "fetched.safetensors")
+    )
+    enlarged = Image.open(io.BytesIO(result)).convert("RGB")
+    assert enlarged.size == (8, 6)
+    assert enlarged.getpixel((1, 0)) == (30, 40, 50)
