@@ -39,9 +39,14 @@ class ComfypodError(Exception):
         self._found = found
 
     @property
+    def problem(self) -> Problem:
+        """What to report in one entry."""
+        return Problem(self.code, self.message, self.hint)
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """What to report: one entry, or several where several were found together."""
-        return self._found or (Problem(self.code, self.message, self.hint),)
+        return self._found or (self.problem,)
 
 
 class UsageError(ComfypodError):

@@ -98,6 +98,14 @@ def home() -> Path:
         raise UsageError("this user has no home folder", "set HOME, or give --workspace and COMFYPOD_DATA") from error
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself and no link to one; False for whatever cannot be a path."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def nearest_folder(path: Path) -> Path:
     """Return the path itself or its nearest parent that is there."""
     while not path.exists() and path != path.parent:
@@ -201,6 +209,17 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
         undo.pop_all()
     if durable:
         fsync_folder(path.parent)
+
+
+def write_changed(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Replace a file's contents as `write_atomic` does, unless they are the same already."""
+    try:
+        if read_small(path) == data:
+            return
+    except OSError:
+        # What cannot be read is replaced.
+        pass
+    write_atomic(path, data, mode, durable=durable)
 
 
 def _discard(staged: Path) -> None:

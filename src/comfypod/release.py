@@ -148,7 +148,7 @@ def is_name(text: str) -> bool:
 def _content(root: Path, top: str = "") -> Iterator[str]:
     """Yield files and links of a tree, relative to `root`, without bytecode."""
     start = root / top
-    if start.is_dir() and not start.is_symlink():
+    if files.is_folder(start):
         found = files.content_paths(start, frozenset())
         yield from (f"{top}/{name}" if top else name for name in found if name != MARK and not _BYTECODE.search(name))
     elif os.path.lexists(start) and top != CACHE:

@@ -38,7 +38,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             raise
         raise SourceError(f"what arrived is not an archive that can be read: {error}") from error
     entries = list(folder.iterdir())
-    single = len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink()
+    single = len(entries) == 1 and files.is_folder(entries[0])
     return entries[0] if single else folder
 
 

@@ -1,4 +1,4 @@
-"""A small image with a torch of a few bytes, its layer on a volume, and the packages that nodes ask for."""
+"""A small image with real wheels, layers over it on a volume, and an index of what people and nodes ask for."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from comfypod.workspace.layout import Layout
 from tests.kit.wheels import build_wheel, only_these
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from comfypod.environment.install import Installed
 
 TORCH = "2.9.1"
-_IMAGE = {
-    ("torch", TORCH): {"torch/__init__.py": "from torch.version import __version__\n", "torch/version.py": ""},
-    ("torchvision", "0.24.1"): {"torchvision/__init__.py": ""},
-    ("torchaudio", TORCH): {"torchaudio/__init__.py": ""},
-    ("numpy", "2.2.0"): {"numpy/__init__.py": '__version__ = "2.2.0"\n'},
-    ("opencv-python-headless", "4.10.0"): {"cv2/__init__.py": 'who = "image"\n'},
-}
+_PACKAGES = {
+    "torch": TORCH, "torchvision": "0.24.1", "torchaudio": TORCH, "numpy": "2.3.0", "opencv-python-headless": "4.12.0",
+    "comfyui-frontend-package": "1.40.0", "plain": "1.0", "other": "1.0",
+}  # fmt: skip
 # What must not count as the caller's wish: where packages come from is the test's to say.
 _CALLERS = ("PIP_", "UV_", "PYTHON")
 
@@ -45,25 +43,38 @@ class Volume:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_CALLERS)}
         return {**clean, **only_these(self.wheels), "PIP_CONFIG_FILE": os.devnull}
 
+    @property
+    def seen(self) -> dict[str, str]:
+        """What a service sees, with `wheels` in the place of the world's index."""
+        links = {"PIP_FIND_LINKS": str(self.wheels), "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        path = f"{self.layer.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        found = {**self.environ, **links, **self.layer.environ(self.layout.cache), "PATH": path}
+        del found["PIP_CONFIG_FILE"]
+        return found
+
     def install(self, *wanted: Wanted) -> Installed:
         return install(self.layer, self.layout, wanted, network=False, environ=self.environ)
 
     def wheel(self, name: str, version: str = "1.0", *requires: str, **modules: str) -> None:
         build_wheel(self.wheels, name, version, requires=requires, modules=modules or None)
 
-    def run(self, *arguments: str, config: bool = True) -> proc.Completed:
-        """Run the layer's Python as a script of a node would be, with pip's and uv's packages from `wheels`."""
-        links = {"PIP_FIND_LINKS": str(self.wheels), "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        env = {**self.environ, **links, **(self.layer.environ(self.layout.cache) if config else {})}
-        if config:
-            del env["PIP_CONFIG_FILE"]
-        return proc.run((str(self.layer.python), *arguments), seconds=120, env=env)
+    def start(self, *argv: str) -> proc.Completed:
+        """Run a program as it runs in the pod."""
+        return proc.run(argv, seconds=120, env=self.seen)
+
+    def run(self, *arguments: str) -> proc.Completed:
+        """Run the layer's Python as a script of a node would be."""
+        return self.start(str(self.layer.python), *arguments)
+
+    def said(self, code: str) -> str:
+        """Run code with the layer's Python; return what it prints."""
+        done = self.run("-c", code)
+        assert done.ok, done.stderr
+        return done.stdout.strip()
 
     def value(self, code: str) -> str:
         """Return what an expression is in the layer's Python."""
-        done = self.run("-c", f"print({code})")
-        assert done.ok, done.stderr
-        return done.stdout.strip()
+        return self.said(f"print({code})")
 
     def names(self) -> dict[str, str]:
         """Return all that is in the layer, by name with its contents.
@@ -85,23 +96,54 @@ class Volume:
         return Volume(layout, Layer(layout.envs / self.layer.key, self.layer.key, self.layer.image), self.wheels)
 
 
-def make_image(folder: Path, torch: str = TORCH) -> Path:
-    """Make the virtual environment of an image, with pip."""
-    venv, wheels = folder / "venv", folder / "image-wheels"
-    made = proc.run((sys.executable, "-m", "venv", str(venv)), seconds=120)
-    assert made.ok, made.stderr
-    for (name, version), modules in _IMAGE.items():
-        contents = {**modules, "torch/version.py": f'__version__ = "{torch}"\ncuda = "12.8"\n'}
-        own = {path: contents[path] for path in modules}
-        build_wheel(wheels, name, torch if name == "torch" else version, modules=own)
-    argv = uv_program.command("pip", "install", "--python", str(venv / "bin" / "python"), *(name for name, _ in _IMAGE))
-    done = proc.run(argv, seconds=120, env={**os.environ, **only_these(wheels)})
-    assert done.ok, done.stderr
-    return venv
+@dataclass(frozen=True)
+class Lab:
+    """A folder with an image's environment, an index of wheels, and a workspace for any number of layers."""
+
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "opt" / "venv"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index"
+
+    @property
+    def workspace(self) -> Path:
+        return self.folder / "workspace"
+
+    def layer(self, key: str = "k1", *, stubs: bool = True) -> Layer:
+        """Make a layer, as the first boot does it."""
+        layer = Layer(Layout(self.workspace).envs / key, key, self.image)
+        create(layer)
+        if stubs:
+            put_stubs(layer)
+        return layer
+
+    def wheel(self, name: str, version: str, *, requires: Sequence[str] = (), tag: str = "py3-none-any") -> Path:
+        return build_wheel(self.index, name, version, requires=requires, tag=tag)
+
+    def run(self, layer: Layer, *argv: str) -> proc.Completed:
+        """Run a program as it runs in the pod."""
+        return Volume(Layout(self.workspace), layer, self.index).start(*argv)
+
+    def said(self, layer: Layer, code: str) -> str:
+        """Run code with the layer's Python; return what it prints."""
+        return Volume(Layout(self.workspace), layer, self.index).said(code)
+
+
+def make_lab(folder: Path) -> Lab:
+    """Make the image's environment; the index starts with the same wheels."""
+    lab = Lab(folder)
+    make_image(lab.image, lab.index)
+    lab.workspace.mkdir()
+    return lab
 
 
 def make_volume(folder: Path, image: Path, key: str = "one") -> Volume:
-    """Make a workspace with a fresh layer over an image."""
+    """Make a workspace with a fresh layer over an image, and an index with nothing in it."""
     layout = Layout(folder / "workspace")
     layer = Layer(layout.envs / key, key, image)
     layout.envs.mkdir(parents=True, exist_ok=True)
@@ -110,6 +152,25 @@ def make_volume(folder: Path, image: Path, key: str = "one") -> Volume:
     wheels = folder / "wheels"
     wheels.mkdir(exist_ok=True)
     return Volume(layout, layer, wheels)
+
+
+def make_image(venv: Path, wheels: Path, torch: str = TORCH) -> Path:
+    """Make the virtual environment of an image, with pip, and the wheels of what is in it."""
+    made = proc.run((sys.executable, "-m", "venv", str(venv)), seconds=120)
+    assert made.ok, made.stderr
+    modules = {
+        "torch": {
+            "torch/__init__.py": "from torch.version import __version__\n",
+            "torch/version.py": f'__version__ = "{torch}+cu128"\ncuda = "12.8"\n',
+        },
+        "opencv-python-headless": {"cv2/__init__.py": 'who, __version__ = "image", "4.12.0"\n'},
+    }
+    for name, version in (_PACKAGES | {"torch": torch}).items():
+        build_wheel(wheels, name, version, modules=modules.get(name))
+    argv = uv_program.command("pip", "install", "--python", str(venv / "bin" / "python"), *_PACKAGES)
+    done = proc.run(argv, seconds=120, env={**os.environ, **only_these(wheels)})
+    assert done.ok, done.stderr
+    return venv
 
 
 def make_bare_venv(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from comfypod.workspace import run
 from tests.kit import standin
 from tests.kit.disks import tmpfs
 from tests.kit.door import Visitor
+from tests.kit.lab import until
 from tests.kit.pods import Site, booted, comfypod
 from tests.kit.standin import Orders
 
@@ -413,7 +414,7 @@ def test_an_upgrade_that_was_ready_is_no_trial_any_more(tmp_path: Path) -> None:
     site = _upgraded(tmp_path, Orders())
     with booted(site) as pod:
         assert pod.wait_for("ready")["comfyui"]["version"] == "2"
-        assert json.loads(site.layout.state.read_text())["attempts"] == 0
+        until(lambda: json.loads(site.layout.state.read_text())["attempts"] == 0, "the end of the trial on the volume")
         assert pod.stop() == 0
 
 

@@ -103,7 +103,7 @@ class Comfyui:
             said = await asyncio.to_thread(trial.take_back, self._context, sentence(failed))
         except ComfypodError as error:
             self._pod.given_up(failed)
-            self._pod.report(Problem(error.code, error.message, error.hint))
+            self._pod.report(error.problem)
             return
         for problem in said:
             self._pod.report(problem)

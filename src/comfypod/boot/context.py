@@ -83,6 +83,15 @@ class Context:
         """Whether this is a container of ours, and not somebody's own machine."""
         return self.pod.engine != "host"
 
+    @property
+    def alone(self) -> bool:
+        """Whether this pod has prepared the workspace, and no other has come to it since.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        return self.core is not None and self.core.alone and not self.lease.others()
+
     def warn(self, problem: Problem) -> None:
         """Report what is wrong and does not stop the boot."""
         self.health.report(problem)

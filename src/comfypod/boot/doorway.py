@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -136,6 +137,18 @@ class Doorway:
         listen, port = (settings.jupyter_listen, settings.jupyter_port) if own else (settings.listen, settings.port)
         below = JUPYTER_PREFIX.rstrip("/") if name == "jupyter" and not own else ""
         return http_url(connect_host(listen), port, secure=bool(settings.tls_cert)) + below
+
+    def announce(self) -> None:
+        """Say on the console where the pod is, and to a person who could not know it how to come in."""
+        health, console = self._context.health, self._context.console
+        console.line(f"ready after {time.monotonic() - health.begun:.1f} s")
+        for name, url in health.urls.items():
+            console.line(f"  {name}: {url}")
+        wanted = [name for name in health.urls if name == "jupyter" or self.asks]
+        if wanted and (console.interactive or self._context.token_made):
+            for name in wanted:
+                console.line(f"  log in to {name}: {self.login(name)}", private=True)
+            console.line(f"  the token is kept in {self._context.layout.token}")
 
     def login(self, name: str) -> str:
         """Return a link that logs in."""

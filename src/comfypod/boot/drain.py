@@ -246,6 +246,5 @@ class Keeper:
 
     def _problem(self, error: OSError | ValueError, so: str) -> Problem:
         if isinstance(error, OSError):
-            told = storage_error(error, f"cannot keep {self._path}, so {so}")
-            return Problem(told.code, told.message, told.hint)
+            return storage_error(error, f"cannot keep {self._path}, so {so}").problem
         return Problem("queue", f"{self._path}: {error}; {so}", "mend the file, or move it away")

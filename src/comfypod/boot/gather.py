@@ -41,8 +41,9 @@ class Gatherer:
             return
         try:
             changed, problems = await Errand(lambda: self._gather(layer), _SECONDS).run()
-        except (OSError, TimeoutError) as error:
-            problems, changed = (_told(error, layer),), ()
+        except OSError as error:
+            told = storage_error(error, f"packages and nodes of {layer.root} were not completed")
+            changed, problems = (), told.problems
         for problem in problems:
             self._context.warn(problem)
         if changed and not self._context.cancelled():
@@ -58,19 +59,19 @@ class Gatherer:
         try:
             await self._restart()
         except ComfypodError as error:
-            self._context.warn(Problem(error.code, error.message, error.hint))
+            self._context.warn(error.problem)
 
     def _gather(self, layer: Layer) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
         """Return what is new, and what there is to tell; in a thread."""
         try:
-            layers.put_stubs(layer)
-            if self._context.core is None or not self._context.core.alone:
+            if not self._context.alone:
                 return (), ()
+            layers.put_stubs(layer)
             return self._packages_and_nodes(layer)
         except StageCancelledError:
             return (), ()
         except ComfypodError as error:
-            return (), tuple(error.problems)
+            return (), error.problems
 
     def _packages_and_nodes(self, layer: Layer) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
         from comfypod.boot.contents import list_nodes
@@ -82,8 +83,3 @@ class Gatherer:
             list_nodes(self._context, StageView("nodes"))
         self._context.health.environment["changed"] = look(layer).rows
         return (*packages, *nodes), (*told, *more)
-
-
-def _told(error: OSError | TimeoutError, layer: Layer) -> Problem:
-    told = storage_error(OSError(*error.args), f"packages and nodes of {layer.root} were not completed")
-    return Problem(told.code, told.message, told.hint)

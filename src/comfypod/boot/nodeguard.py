@@ -142,8 +142,7 @@ class NodeGuard:
         try:
             known_nodes.write(self._context.layout.node_starts, self._known)
         except OSError as error:
-            told = storage_error(error, "cannot remember for the next boot which nodes work")
-            self._report(Problem(told.code, told.message, told.hint))
+            self._report(storage_error(error, "cannot remember for the next boot which nodes work").problem)
 
     def _order(self, attempts: Attempts | None) -> None:
         """Tell the guard which nodes to refuse at the next start."""

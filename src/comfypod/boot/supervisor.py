@@ -16,7 +16,7 @@ from comfypod.boot.comfyui import Comfyui
 from comfypod.boot.context import Context, Stage, StageCancelledError, Surroundings
 from comfypod.boot.doorway import NAME, Doorway
 from comfypod.boot.health import Health, StageView, sentence
-from comfypod.boot.logfile import LogFile
+from comfypod.boot.logfile import Logs
 from comfypod.boot.measure import Meter
 from comfypod.boot.presence import Presence
 from comfypod.boot.process import State, Supervised
@@ -67,7 +67,7 @@ class Supervisor:
         self._fetcher: Fetcher | None = None
         self._failure: ComfypodError | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._logs: list[LogFile] = []
+        self._logs = Logs(layout.logs, console, self.health.report)
         lease = Lease(layout.pods)
         self._context = Context(
             pod, settings, layout, self.health, console, self._stop.is_set, lease, self._taken, surroundings
@@ -120,7 +120,7 @@ class Supervisor:
         talk = asyncio.create_task(self._doorway.run())
         talk.add_done_callback(self._ended)
         self._talk = talk
-        self._run(Supervised(self._doorway.service(), partial(self._output, NAME, None), self.changed))
+        self._run(Supervised(self._doorway.service(), partial(self._logs.show, NAME), self.changed))
 
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run something beside the rest; a defect in it stops the pod instead of leaving it half alive."""
@@ -238,9 +238,7 @@ class Supervisor:
     def _taken(self) -> None:
         """Say on the workspace that this pod runs, and log there from now on."""
         self._presence.take()
-        log = LogFile(self._layout.logs / "boot.log")
-        self._logs.append(log)
-        self._console.mirror(lambda text: log.write(f"{_now()} {text}\n".encode("utf-8", "backslashreplace")))
+        self._logs.keep()
 
     def _start_services(self) -> None:
         self._comfyui.start()
@@ -302,11 +300,8 @@ class Supervisor:
         if self._context.in_image:
             identity.renounce()
         self.health.urls[service.name] = self._doorway.url(service.name)
-        log = LogFile(self._layout.logs / f"{service.name}.log")
-        self._logs.append(log)
-        output, cgroup = partial(self._output, service.name, log), self._context.surroundings.cgroup
-        decide = self._comfyui.decide if service.critical else None
-        supervised = Supervised(service, output, self.changed, cgroup, decide)
+        cgroup, decide = self._context.surroundings.cgroup, self._comfyui.decide if service.critical else None
+        supervised = Supervised(service, self._logs.of(service.name), self.changed, cgroup, decide)
         if service.critical:
             self._comfyui.follow(supervised)
         self._run(supervised)
@@ -316,19 +311,6 @@ class Supervisor:
         running = self.health.services
         running.insert(max(0, len(running) - 1), supervised)
         self.spawn(supervised.run())
-
-    def _output(self, name: str, log: LogFile | None, data: bytes) -> None:
-        if log is not None:
-            log.write(data)
-        if not self._console.quiet:
-            for line in data.decode("utf-8", "replace").splitlines():
-                self._console.line(f"{name} | {line}", private=True)
-        if log is not None and log.lost:
-            self.health.report(
-                Problem(
-                    "storage", f"{log.path} cannot be written; lines are lost", "free space on the workspace's disk"
-                )
-            )
 
     def changed(self, service: Supervised) -> None:
         """Say what follows from a service's new state, and see to it."""
@@ -352,23 +334,12 @@ class Supervisor:
         elif service.state is State.DEGRADED:
             self.report(Problem(name, sentence(service), "`comfypod logs` shows what it is doing"))
         elif service.service.critical and self.health.answers and self.health.note("ready"):
-            self._announce()
+            self._doorway.announce()
 
     def _report_cause(self, name: str, cause: Cause) -> None:
         """Say why a service was killed; that stays when it serves again, the last time for all."""
         self.health.settle(cause.code)
         self.report(Problem(cause.code, f"{name} {cause.told}", cause.hint))
-
-    def _announce(self) -> None:
-        seconds = time.monotonic() - self.health.begun
-        self._console.line(f"ready after {seconds:.1f} s")
-        for name, url in self.health.urls.items():
-            self._console.line(f"  {name}: {url}")
-        wanted = [name for name in self.health.urls if name == "jupyter" or self._doorway.asks]
-        if wanted and (self._console.interactive or self._context.token_made):
-            for name in wanted:
-                self._console.line(f"  log in to {name}: {self._doorway.login(name)}", private=True)
-            self._console.line(f"  the token is kept in {self._layout.token}")
 
     async def restart_comfyui(self, *, toggle_safe_mode: bool) -> str:
         """Start ComfyUI again, on request."""
@@ -423,8 +394,7 @@ class Supervisor:
         """Leave nothing that says that this pod runs."""
         self._presence.leave()
         self._console.line("stopped")
-        for log in self._logs:
-            log.close()
+        self._logs.close()
 
 
 def _work(stage: Stage, context: Context, view: StageView) -> str:
@@ -441,7 +411,3 @@ def _safe_mode_problem(name: str) -> Problem:
         f"{name} died quickly several times; it starts without custom nodes now",
         "look for the node in `comfypod logs comfyui`, remove or mend it, then stop and start the pod",
     )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

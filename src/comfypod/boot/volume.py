@@ -121,8 +121,7 @@ def _take(context: Context, view: StageView) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         # Nothing large can be changed on a full disk, and a pod that runs can make room.
-        told = files.storage_error(error, f"cannot say in {layout.pods} that this pod is here")
-        context.warn(Problem(told.code, told.message, told.hint))
+        context.warn(files.storage_error(error, f"cannot say in {layout.pods} that this pod is here").problem)
     if not context.in_image:
         _ensure_nobody(context, view)
     limit = context.settings.wait_seconds

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from comfypod.boot.context import StageCancelledError
 from comfypod.environment.install import install
-from comfypod.environment.layer import read_marker
-from comfypod.environment.rebuild import previous_of, rebuild
+from comfypod.environment.rebuild import missing, rebuild
+from comfypod.environment.succession import previous_of
 from comfypod.errors import InstallError, NodeError, Problem
 from comfypod.nodes import declared
 from comfypod.nodes.decide import Order
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from comfypod.boot.context import Context
     from comfypod.environment.layer import Layer
+    from comfypod.environment.rebuild import Rebuilt
 
 
 def installer_environ(context: Context, layer: Layer) -> Mapping[str, str]:
@@ -31,19 +32,20 @@ def installer_environ(context: Context, layer: Layer) -> Mapping[str, str]:
 
 def missing_packages(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
     """Fetch what an earlier boot could not find without a network; return what was added, and what is to be told."""
-    missing = (read_marker(layer) or {}).get("missing")
-    if not missing or context.settings.offline:
+    if not missing(layer) or context.settings.offline:
         return (), ()
     done = rebuild(
         layer, context.layout, previous_of(layer, context.layout), network=True,
         environ=installer_environ(context, layer), tick=stopper(context),
     )  # fmt: skip
-    return done.installed, tuple(lacking(line, why) for line, why in done.missing)
+    return done.installed, told(done)
 
 
-def lacking(line: str, why: str) -> Problem:
-    """Say that a package that was asked for is not there."""
-    return Problem(InstallError.code, f"{line} is not installed: {why}", "`comfypod env rebuild` tries it again")
+def told(done: Rebuilt) -> tuple[Problem, ...]:
+    """Say which packages that were asked for are not there, and what came with the others and may not stay."""
+    hint = "`comfypod env rebuild` tries it again"
+    lacking = (Problem(InstallError.code, f"{line} is not installed: {why}", hint) for line, why in done.missing)
+    return (*lacking, *done.aside)
 
 
 def wanted_nodes(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple[Problem, ...]]:

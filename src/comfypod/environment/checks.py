@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from comfypod.environment.denied import Denied
     from comfypod.environment.dists import Dist
     from comfypod.environment.layer import Layer
 
@@ -23,12 +23,11 @@ _SECONDS = 120.0
 # What the image has of these is what is imported; numpy may be another one of the same major.
 _KEPT = ("torch", "torchvision", "torchaudio", "triton", "cv2", "onnxruntime", "numpy")
 _ENDS = (".py", ".abi3.so", ".so")
-# As ComfyUI's Python will find them, with what waits in front: nothing of it is imported.
+# As ComfyUI's Python will find them, with what waits in front: nothing of it is imported or run.
 _FIND = """
-import importlib.util, json, site, sys
+import importlib.util, json, sys
 folder, names = sys.argv[1], json.loads(sys.argv[2])
 sys.path.insert(0, folder)
-site.addsitedir(folder)
 def place(name):
     found = importlib.util.find_spec(name)
     if found is None:
@@ -38,11 +37,11 @@ print(json.dumps({name: place(name) for name in names}))
 """
 
 
-def check(layer: Layer, site: Path, prefix: Path, names: Iterable[str]) -> None:
+def check(layer: Layer, site: Path, prefix: Path, names: Iterable[str], denied: Denied) -> None:
     """Check what an installer has put below `prefix`; `names` is what it said it would.
 
     Raises:
-        InstallError: something of it is missing, or would take the place of what stays.
+        InstallError: something of it is missing or denied, or would take the place of what stays.
     """
     here = dists.scan(site) if site.is_dir() else {}
     for name in names:
@@ -50,6 +49,8 @@ def check(layer: Layer, site: Path, prefix: Path, names: Iterable[str]) -> None:
             raise InstallError(f"the installer said that {name} is installed, and nothing is there")
     modules: dict[str, str] = {}
     for dist in here.values():
+        if package := denied.package(dist):
+            raise InstallError(f"{dist} is denied: {package.reason}")
         if not protect.is_allowed(layer.image_dists, dist):
             raise InstallError(f"{dist} would take the place of what the image has")
         modules |= dict.fromkeys(_modules_of(site, prefix, dist), dist.name)
@@ -87,7 +88,7 @@ def _modules_of(site: Path, prefix: Path, dist: Dist) -> list[str]:
     """Return the top-level modules of a distribution whose files are all there."""
     try:
         names = [name for name in dists.files_of(site, dist) if not name.startswith(f"{dist.info}/")]
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise InstallError(f"{dist}: its list of files cannot be read: {error}") from error
     for name in names:
         path = os.path.normpath(site / name)

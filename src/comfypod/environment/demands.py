@@ -68,7 +68,7 @@ def parse(line: str) -> Requirement | None:
 
     try:
         return Requirement(line.partition(" --")[0])
-    except InvalidRequirement:
+    except (InvalidRequirement, RecursionError):
         return None
 
 
@@ -129,8 +129,14 @@ def refused_within(
 
 
 def _applies(demand: Requirement, python: str) -> bool:
+    """Whether a demand is one for this Python; what cannot be told is left to the installer."""
+    from packaging.markers import UndefinedComparison
+
     there = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
-    return demand.marker is None or demand.marker.evaluate(there)
+    try:
+        return demand.marker is None or demand.marker.evaluate(there)
+    except UndefinedComparison:
+        return False
 
 
 def _allowed(demand: Requirement, dist: Dist) -> tuple[str, ...]:

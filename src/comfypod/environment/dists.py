@@ -77,6 +77,14 @@ def files_of(site: Path, dist: Dist) -> Iterator[str]:
         raise OSError(errno.EINVAL, f"it is no list of files: {error}", str(site / dist.info / "RECORD")) from error
 
 
+def recorded(site: Path, dist: Dist) -> list[str]:
+    """Return what `files_of` yields, nothing where that cannot be read."""
+    try:
+        return list(files_of(site, dist))
+    except OSError:
+        return []
+
+
 def installer(site: Path, dist: Dist) -> str:
     """Return what has installed a distribution: `pip`, `uv`, `comfypod` for a stub; empty when nothing says so."""
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comfypod.environment import checks, demands, requests, transaction
 from comfypod.environment import layer as layers
 from comfypod.environment.demands import Refusal, Wanted
-from comfypod.environment.look import look
+from comfypod.environment.denied import load
 from comfypod.environment.resolve import Installer, Sources
 from comfypod.environment.safety import clean
 from comfypod.environment.transaction import recover
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from comfypod.environment.demands import Image
     from comfypod.environment.layer import Layer
+    from comfypod.errors import Problem
     from comfypod.workspace.layout import Layout
 
 __all__ = ["Failure", "Installed", "Refusal", "Wanted", "install", "recover"]
@@ -38,11 +39,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What an install has come to: exact requirements that were added, demands that were refused, who has failed."""
+    """What an install has come to: exact requirements that were added, demands that were refused, who has failed.
+
+    `aside` is what may not stay in the layer and was set aside, before it or with it.
+    """
 
     added: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
     failed: tuple[Failure, ...] = ()
+    aside: tuple[Problem, ...] = ()
 
 
 def install(
@@ -78,17 +83,18 @@ def install(
     with transaction.alone(layer) as held:
         uv = Installer(layer, layout.cache, sources or Sources(network), environ, seconds, tick, held)
         transaction.settle(layer, layout)
-        if layers.read_marker(layer) is not None:
-            clean(layer, layout, look(layer))
+        aside = clean(layer, layout) if layers.read_marker(layer) is not None else ()
         job = _Job(layer, layout, uv, image, note, [], refused)
         try:
             had, unresolved = _admit([party for party, _ in sifted], job.resolve)
             _, broken = _admit(had, job.apply)
         finally:
             transaction.clear(layer)
+        if job.added:
+            aside += clean(layer, layout)
     if job.added:
         requests.note_found(layer, layout)
-    return Installed(tuple(job.added), tuple(dict.fromkeys(job.refused)), (*unresolved, *broken))
+    return Installed(tuple(job.added), tuple(dict.fromkeys(job.refused)), (*unresolved, *broken), aside)
 
 
 def _admit(
@@ -143,7 +149,7 @@ class _Job:
         folder, site = transaction.begin(self.layer), transaction.site_of(self.layer)
         self.uv.fill(transaction.prefix_of(self.layer), exact, parties, folder)
         names = [demands.name_of(spec) for spec in exact if not spec.startswith("-e ")]
-        checks.check(self.layer, site, transaction.prefix_of(self.layer), names)
+        checks.check(self.layer, site, transaction.prefix_of(self.layer), names, load(self.layout.denied)[0])
         checks.unrequest(site)
         self.refused += demands.refused_within(parties, checks.requires(site), self.image)
         transaction.commit(self.layer, self.layout, ", ".join(exact), asked)

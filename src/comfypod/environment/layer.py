@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from comfypod.environment import dists, protect
 from comfypod.errors import InstallError
-from comfypod.files import make_folder, read_small, remove_tree, write_atomic
+from comfypod.files import is_folder, make_folder, read_small, remove_tree, write_atomic, write_changed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from comfypod.environment.dists import Dist
     from comfypod.podfile import PodFile
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STUB = "comfypod"
-PATH_FILE = "_comfypod_image.pth"
+PATH_FILE, LOCAL_FILE = "_comfypod_image.pth", "_comfypod_local.pth"
+# What is a file, or a link to one; nodes can write there.
+_FILES = (
+    "layer.json", "pyvenv.cfg", "constraints.txt", "pip.conf", "installing.json", "installing.lock", "bin/python",
+    "bin/python3",
+)  # fmt: skip
 _WRITERS = 8
 _PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
 # ComfyUI-Manager's command line asks to be told where ComfyUI is; that is beside the records that the layer is in.
@@ -67,7 +72,7 @@ class Layer:
             raise InstallError(f"{self.image} is no virtual environment", "pull the image again, or run `comfypod up`")
         return found[0]
 
-    @property
+    @cached_property
     def site(self) -> Path:
         """The layer's own site-packages."""
         return self.root / "lib" / self.image_site.parent.name / "site-packages"
@@ -92,6 +97,11 @@ class Layer:
         """The image's distributions by name."""
         return dists.scan(self.image_site)
 
+    @cached_property
+    def known(self) -> dict[str, Dist]:
+        """The image's distributions, and those that count as installed because of them."""
+        return {**protect.aliases(self.image_dists), **self.image_dists}
+
     def environ(self, cache: Path) -> dict[str, str]:
         """Return what an installer must see, whoever starts it: constraints, and caches on the volume."""
         bounds = str(self.constraints)
@@ -115,7 +125,13 @@ def read_marker(layer: Layer) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     sound = isinstance(body, dict) and body.get("schema") == SCHEMA and isinstance(body.get("root"), str)
-    return body if sound else None
+    return body if sound and _is_shallow(body, 3) else None
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    """Whether a value can be written again: something may be read that is too deep for that."""
+    inner = list(value.values()) if isinstance(value, dict) else value
+    return not isinstance(inner, list) or (depth > 0 and all(_is_shallow(each, depth - 1) for each in inner))
 
 
 def create(layer: Layer) -> None:
@@ -136,16 +152,24 @@ def lay_out(layer: Layer) -> None:
         InstallError: the image has no environment.
         OSError: the disk failed.
     """
-    if layer.root.is_symlink():
-        layer.root.unlink()
-    elif layer.root.exists():
-        remove_tree(layer.root)
+    remove_tree(layer.root)
     layer.site.mkdir(parents=True)
-    make_folder(layer.root / "bin")
     restore(layer)
-    _programs(layer)
     (layer.root / "lib64").symlink_to("lib")
-    write_bounds(layer)
+
+
+def in_the_way(layer: Layer) -> Iterator[Path]:
+    """Yield what stands where a folder of the layer has to be and is none, or where a file and is a folder.
+
+    Whoever takes each away at once is not led astray: what lies behind a link is not looked at then.
+    """
+    for path in (layer.root, layer.root / "bin", layer.root / "lib", layer.site.parent, layer.site):
+        if os.path.lexists(path) and not is_folder(path):
+            yield path
+    names = (layer.root / "bin" / layer.site.parent.name, layer.site / PATH_FILE, layer.site / LOCAL_FILE)
+    for path in (*names, *(layer.root / name for name in _FILES)):
+        if is_folder(path):
+            yield path
 
 
 def remember(layer: Layer, **facts: Any) -> None:
@@ -169,9 +193,9 @@ def put_stubs(layer: Layer) -> None:
     if marker is not None and marker.get("stubs"):
         return
     there = dists.scan(layer.site)
-    wanted = {**protect.aliases(layer.image_dists), **layer.image_dists}
+    wanted = [dist for dist in layer.known.values() if _lacks(there, dist)]
     with ThreadPoolExecutor(_WRITERS) as writers:
-        list(writers.map(lambda dist: put_stub(layer, dist), (each for each in wanted.values() if _lacks(there, each))))
+        list(writers.map(lambda dist: put_stub(layer, dist), wanted))
     if marker is not None:
         remember(layer, stubs=True)
 
@@ -181,47 +205,41 @@ def _lacks(there: Mapping[str, Dist], dist: Dist) -> bool:
     return dist.name not in there or there[dist.name] == dist
 
 
+def is_stub(layer: Layer, dist: Dist) -> bool:
+    """Whether a distribution of the layer only stands for one that the image has."""
+    return layer.known.get(dist.name) == dist and dists.installer(layer.site, dist) == STUB
+
+
 def path_line(image_site: Path) -> str:
     """Return what lets Python find the image's packages after the layer's."""
     return f"import site; site.addsitedir({str(image_site)!r})\n"
 
 
-def write_path_file(layer: Layer) -> None:
-    """Let Python find the image's packages."""
-    write_atomic(layer.site / PATH_FILE, path_line(layer.image_site).encode(), durable=False)
-
-
-def write_bounds(layer: Layer) -> None:
-    """Write the constraints, also where a pip finds them that was started with no environment of ours."""
-    bounds = "".join(f"{line}\n" for line in protect.constraints(layer.image_dists))
-    write_atomic(layer.constraints, bounds.encode(), durable=False)
-    write_atomic(layer.root / "pip.conf", f"[global]\nconstraint = {layer.constraints}\n".encode(), durable=False)
-
-
 def restore(layer: Layer) -> None:
-    """Have the layer's Python be the one that the image has here and now, whoever has changed it meanwhile.
+    """Have the layer's Python be the one that the image has here and now, and its constraints as they were made.
+
+    Whoever has changed them meanwhile. The constraints lie also where a pip finds them that has no environment of ours.
 
     Raises:
         InstallError: the image has no environment.
         OSError: the disk failed.
     """
     program, config = _base(layer)
+    make_folder(layer.root / "bin")
+    _programs(layer)
     for name in ("python", "python3", program.name):
         link = layer.root / "bin" / name
         if not (link.is_symlink() and link.readlink() == program):
             link.unlink(missing_ok=True)
             link.symlink_to(program)
-    wanted = {layer.root / "pyvenv.cfg": config.encode(), layer.site / PATH_FILE: path_line(layer.image_site).encode()}
+    bounds = "".join(f"{line}\n" for line in protect.constraints(layer.image_dists))
+    wanted = {
+        layer.root / "pyvenv.cfg": config.encode(), layer.site / PATH_FILE: path_line(layer.image_site).encode(),
+        layer.constraints: bounds.encode(),
+        layer.root / "pip.conf": b"[global]\nconstraint = " + os.fsencode(layer.constraints) + b"\n",
+    }  # fmt: skip
     for path, data in wanted.items():
-        if _read(path) != data:
-            write_atomic(path, data, durable=False)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return read_small(path)
-    except OSError:
-        return None
+        write_changed(path, data, durable=False)
 
 
 def _base(layer: Layer) -> tuple[Path, str]:
@@ -243,21 +261,23 @@ def _programs(layer: Layer) -> None:
     texts = {"pip": _PIP, "pip3": _PIP, "cm-cli": _MANAGER}
     for name, text in texts.items():
         script = layer.root / "bin" / name
-        script.write_text(text, "ascii")
-        script.chmod(0o755)
+        if not os.path.lexists(script):
+            write_atomic(script, text.encode(), 0o755, durable=False)
 
 
 def put_stub(layer: Layer, dist: Dist) -> None:
-    """Let pip and uv see a distribution of the image (or one that it stands for) as installed in the layer."""
+    """Let pip and uv see a distribution of the image (or one that it stands for) as installed in the layer.
+
+    What somebody else has put there stays, and no link is followed.
+    """
     folder, source = layer.site / dist.info, layer.image_site / dist.info / "METADATA"
     try:
         metadata = source.read_bytes()
     except FileNotFoundError:
         metadata = f"Metadata-Version: 2.1\nName: {dist.name}\nVersion: {dist.version}\n".encode()
-    if dists.installer(layer.site, dist) not in ("", STUB):
+    if os.path.lexists(folder) and not (is_folder(folder) and dists.installer(layer.site, dist) in ("", STUB)):
         return
     folder.mkdir(exist_ok=True)
-    (folder / "METADATA").write_bytes(metadata)
-    (folder / "INSTALLER").write_text(f"{STUB}\n", "ascii")
-    names = ("METADATA", "INSTALLER", "RECORD")
-    (folder / "RECORD").write_text("".join(f"{dist.info}/{name},,\n" for name in names), "utf-8")
+    record = "".join(f"{dist.info}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD"))
+    for name, data in (("METADATA", metadata), ("INSTALLER", f"{STUB}\n".encode()), ("RECORD", record.encode())):
+        write_atomic(folder / name, data, durable=False)

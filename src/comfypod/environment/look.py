@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from comfypod.environment import protect
-from comfypod.environment.dists import among, installer
-from comfypod.environment.layer import STUB, read_marker, remember
+from comfypod.environment.dists import among
+from comfypod.environment.layer import is_stub, read_marker, remember
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -89,26 +89,40 @@ def _copied(entries: Collection[str], own: Collection[Dist]) -> list[str]:
     return [name for name, family in families.items() if not names & {*family}]
 
 
-def look(layer: Layer) -> Look:
-    """Look at a layer; where nothing was installed or removed since the last look, that one's changes are returned.
+def examine(layer: Layer, *, guarded: bool = False) -> Look:
+    """Look at a layer as it is; with `guarded` only at what may be refused, which reads fewer files.
 
     Raises:
-        OSError: the layer cannot be read or its marker written.
+        OSError: the layer cannot be read.
+    """
+    entries = os.listdir(layer.site)
+    asked = (dist for dist in among(entries) if not guarded or protect.is_guarded(dist.name))
+    stubs = frozenset(dist for dist in asked if is_stub(layer, dist))
+    whole = not guarded and bool((read_marker(layer) or {}).get("stubs"))
+    return compare(layer.image_dists, entries, stubs, whole=whole)
+
+
+def look(layer: Layer, *, note: bool = False) -> Look:
+    """Return what was noted of a layer where nothing was installed or removed since then, else look, and `note` it.
+
+    For show alone: anything in the pod may have written what is noted.
+
+    Raises:
+        OSError: the layer cannot be read, or its marker not written.
     """
     now, marker = layer.site.stat().st_mtime_ns, read_marker(layer) or {}
     if marker.get("seen") == now and (known := _decode(marker.get("changes"))) is not None:
         return known
-    entries = os.listdir(layer.site)
-    image = {**protect.aliases(layer.image_dists), **layer.image_dists}
-    same = [dist for dist in among(entries) if dist.name in image and image[dist.name].version == dist.version]
-    stubs = frozenset(dist for dist in same if installer(layer.site, dist) == STUB)
-    looked = compare(layer.image_dists, entries, stubs, whole=bool(marker.get("stubs")))
-    remember(layer, seen=now, changes=looked.rows)
+    looked = examine(layer)
+    if note:
+        remember(layer, seen=now, changes=looked.rows)
     return looked
 
 
 def _decode(rows: Any) -> Look | None:
     try:
-        return Look(tuple(Change(row["name"], row["state"], row["version"], row["image"]) for row in rows))
+        found = tuple(Change(row["name"], row["state"], row["version"], row["image"]) for row in rows)
     except (TypeError, KeyError):
         return None
+    words = (word for each in found for word in (each.name, each.state, each.version, each.image))
+    return Look(found) if all(isinstance(word, str) for word in words) else None

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.copying import copy_file
-from comfypod.environment.dists import files_of, installer, scan
-from comfypod.environment.layer import STUB
-from comfypod.files import make_folder, remove_tree
+from comfypod.environment.dists import installer, recorded, scan
+from comfypod.environment.layer import LOCAL_FILE, STUB
+from comfypod.errors import InstallError
+from comfypod.files import make_folder, read_small, remove_tree, write_changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from comfypod.environment.layer import Layer
 
-_PATH_FILE = "_comfypod_local.pth"
 _PLACES = ("/var/tmp", "/tmp", "/dev/shm", "/run")  # noqa: S108 - a folder below is made, for this user alone
 
 
@@ -33,21 +33,29 @@ def is_noexec(path: Path) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
 
 
-def mirror(layer: Layer) -> tuple[str, ...]:
+def mirror(layer: Layer, *, alone: bool = True) -> tuple[str, ...]:
     """Copy what has compiled modules to a disk of this machine where that is needed; return what was copied.
 
+    Who is not `alone` with the layer writes nothing to it: what leads to the copies has to be there.
+
     Raises:
+        InstallError: it is not there.
         OSError: a disk failed, or no disk of this machine takes programs.
     """
-    path_file = layer.site / _PATH_FILE
+    path_file = layer.site / LOCAL_FILE
     compiled = {} if not is_noexec(layer.site) else _compiled(layer)
     if not compiled:
-        path_file.unlink(missing_ok=True)
+        if alone and os.path.lexists(path_file):
+            path_file.unlink()
         return ()
     place = _place() / layer.key
     _bring(layer, compiled, place)
     before = f"sys.path.insert(sys.path.index({str(layer.site)!r}), place)"
-    path_file.write_text(f"import os, sys; place = {str(place)!r}; os.path.isdir(place) and {before}\n", "utf-8")
+    line = f"import os, sys; place = {str(place)!r}; os.path.isdir(place) and {before}\n".encode()
+    if alone:
+        write_changed(path_file, line, durable=False)
+    elif read_small(path_file) != line:
+        raise InstallError("another pod uses it, and has its compiled modules elsewhere", "stop that pod first")
     return tuple(sorted(compiled))
 
 
@@ -76,11 +84,11 @@ def _compiled(layer: Layer) -> dict[str, list[str]]:
     for name, dist in scan(layer.site).items():
         if installer(layer.site, dist) == STUB:
             continue
-        files = [each for each in files_of(layer.site, dist) if not Path(each).is_absolute() and ".." not in each]
+        files = [each for each in recorded(layer.site, dist) if not Path(each).is_absolute() and ".." not in each]
         if any(each.endswith(".so") or ".so." in each for each in files):
             # Installers shall find what they installed on the volume.
             own = (each for each in files if not each.startswith(f"{dist.info}/"))
-            found[name] = [each for each in own if (layer.site / each).is_file()]
+            found[name] = [each for each in own if os.path.isfile(layer.site / each)]  # noqa: PTH113 - whatever the name is
     return found
 
 

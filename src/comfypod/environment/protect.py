@@ -29,6 +29,11 @@ def is_pinned(name: str) -> bool:
     return name in _EXACT or name.startswith(_EXACT_PREFIXES) or any(name in family for family in FAMILIES)
 
 
+def is_guarded(name: str) -> bool:
+    """Whether not everything of that name may stand before the image's."""
+    return is_pinned(name) or name in _MAJOR
+
+
 def bound(dist: Dist) -> str | None:
     """Return the constraint that holds for one of the image's distributions, None where there is none."""
     if is_pinned(dist.name):

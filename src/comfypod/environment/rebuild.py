@@ -9,17 +9,17 @@ from comfypod import files
 from comfypod.environment import layer as layers
 from comfypod.environment import repack, requests
 from comfypod.environment.demands import Wanted, parse
-from comfypod.environment.install import install
+from comfypod.environment.install import Installed, install
+from comfypod.environment.layer import Layer, read_marker
 from comfypod.environment.resolve import Sources
-from comfypod.environment.succession import others
 from comfypod.errors import InstallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from comfypod.environment.layer import Layer
     from comfypod.environment.requests import Request
+    from comfypod.errors import Problem
     from comfypod.workspace.layout import Layout
 
 _SECONDS = 3600.0
@@ -27,15 +27,21 @@ _SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a layer was given, as exact requirements, and which requests are missing, each with the reason."""
+    """What a layer was given, as exact requirements, and which requests are missing, each with the reason.
+
+    `aside` is what came with it, may not stay and was set aside.
+    """
 
     installed: tuple[str, ...] = ()
     missing: tuple[tuple[str, str], ...] = ()
+    aside: tuple[Problem, ...] = ()
 
 
-def previous_of(layer: Layer, layout: Layout) -> Layer | None:
-    """Return the other complete layer that was changed last, None where there is none."""
-    return max(others(layer, layout), key=lambda other: other.marker.stat().st_mtime_ns, default=None)
+def missing(layer: Layer) -> list[tuple[str, str]]:
+    """Return which requests a layer lacks, each with the reason, as it was noted last."""
+    rows = (read_marker(layer) or {}).get("missing")
+    found = [tuple(row) for row in rows if isinstance(row, list)] if isinstance(rows, list) else []
+    return [(row[0], row[1]) for row in found if len(row) == 2 and all(isinstance(word, str) for word in row)]
 
 
 def rebuild(
@@ -59,7 +65,7 @@ def rebuild(
         BusyError: an install is under way.
         OSError: the disk failed.
     """
-    if layers.read_marker(layer) is None:
+    if read_marker(layer) is None:
         layers.lay_out(layer)
     wheels = layer.root / "wheels"
     files.remove_tree(wheels)
@@ -88,13 +94,11 @@ class _Work:
     seconds: float
     tick: Callable[[], None] | None
 
-    def install(self, wanted: Sequence[Wanted]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Return what was added, and why each party that failed did."""
-        done = install(
+    def install(self, wanted: Sequence[Wanted]) -> Installed:
+        return install(
             self.layer, self.layout, wanted, network=self.sources.network, environ=self.environ,
             seconds=self.seconds, tick=self.tick, note=False, sources=self.sources,
         )  # fmt: skip
-        return done.added, {failure.who: failure.reason for failure in done.failed}
 
 
 def _replay(work: _Work, rows: Sequence[Request], lacking: Mapping[str, str]) -> Rebuilt:
@@ -102,16 +106,17 @@ def _replay(work: _Work, rows: Sequence[Request], lacking: Mapping[str, str]) ->
     parties = {str(number): row for number, row in enumerate(rows) if _is_needed(work.layer, row)}
     options = tuple(dict.fromkeys(row.line for row in rows if row.line.startswith("--")))
     wanted = [Wanted(who, (*options, _line(work.layout, row.line))) for who, row in parties.items()]
-    added, failed = work.install(wanted)
+    done = work.install(wanted)
+    failed = {failure.who: failure.reason for failure in done.failed}
     # What came from a URL that cannot be had is taken as it was.
     at_hand = {who: row for who, row in parties.items() if who in failed and _was_there(row)}
     again = [Wanted(who, (f"{row.name}=={row.version}",)) for who, row in at_hand.items()]
-    if again:
-        more, still = work.install(again)
-        kept = {party.who for party in again} - set(still)
-        added, failed = (*added, *more), {who: reason for who, reason in failed.items() if who not in kept}
-    missing = [(parties[who].line, lacking.get(parties[who].name) or reason) for who, reason in failed.items()]
-    return Rebuilt(added, tuple(missing))
+    more = work.install(again) if again else Installed()
+    kept = {party.who for party in again} - {failure.who for failure in more.failed}
+    missing = [
+        (parties[who].line, lacking.get(parties[who].name) or why) for who, why in failed.items() if who not in kept
+    ]
+    return Rebuilt((*done.added, *more.added), tuple(missing), (*done.aside, *more.aside))
 
 
 def _is_needed(layer: Layer, row: Request) -> bool:

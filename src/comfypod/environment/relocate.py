@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from comfypod.environment.layer import read_marker, remember, write_bounds
+from comfypod.environment.layer import read_marker, remember
 from comfypod.files import write_atomic
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _LONGEST = 1 << 20
 
 
 def relocate(layer: Layer, workspace: Path) -> bool:
-    """Let a complete layer work where it is now; False when it stands where it was made.
+    """Let a complete layer work where it is now, after `restore`; False when it stands where it was made.
 
     Scripts name their interpreter, and path files of editable installs name folders of the workspace. Nothing else in
     a virtual environment knows its place. Doing so twice is harmless, and the marker comes last.
@@ -31,10 +32,9 @@ def relocate(layer: Layer, workspace: Path) -> bool:
     inside = layer.root.relative_to(workspace)
     old = before.removesuffix(f"/{inside}")
     # A marker that was planted names no workspace.
-    known = old != before and old.startswith("/")
+    known = old != before and old.startswith("/") and old.isprintable()
     for path in () if not known else (*_plain(layer.root / "bin"), *_plain(layer.site, ".pth")):
         _rewrite(path, old, str(workspace))
-    write_bounds(layer)
     remember(layer)
     return True
 
@@ -49,6 +49,6 @@ def _rewrite(path: Path, old: str, new: str) -> None:
     if path.stat().st_size > _LONGEST:
         return
     data = path.read_bytes()
-    moved = data.replace(f"{old}/".encode(), f"{new}/".encode())
+    moved = data.replace(os.fsencode(f"{old}/"), os.fsencode(f"{new}/"))
     if moved != data and b"\0" not in data:
         write_atomic(path, moved, path.stat().st_mode & 0o777, durable=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import configparser
 import csv
 import hashlib
 import io
 import os
 import re
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.environment import dists
@@ -19,13 +19,13 @@ from comfypod.files import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from comfypod.environment.dists import Dist
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # What an installer has added, and adds again.
 _ADDED = frozenset({"INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json", "RECORD.jws"})
+_LONGEST, _HEAD, _LONGEST_TAG = 1 << 16, 1 << 12, 1 << 7
 _SHEBANG = re.compile(rb"\A#!.*python.*\n")
 
 
@@ -68,10 +68,11 @@ def _tag(site: Path, dist: Dist, python: str) -> str:
     minor = tuple(map(int, python.split(".")))
     fitting = {*tags.cpython_tags(minor), *tags.compatible_tags(minor, f"cp{minor[0]}{minor[1]}")}
     try:
-        lines = read_small(site / dist.info / "WHEEL").decode("utf-8", "replace").splitlines()
-    except OSError as error:
+        lines = read_small(site / dist.info / "WHEEL", _HEAD).decode("utf-8", "replace").splitlines()
+        named = [line[4:].strip() for line in lines if line.startswith("Tag:") and len(line) <= _LONGEST_TAG]
+        own = [tag for name in named for tag in tags.parse_tag(name)]
+    except (OSError, ValueError) as error:
         raise InstallError(f"{dist} was not installed from a wheel") from error
-    own = [tag for line in lines if line.startswith("Tag:") for tag in tags.parse_tag(line[4:].strip())]
     for tag in own:
         if tag in fitting:
             return str(tag)
@@ -82,17 +83,19 @@ def _contents(site: Path, root: Path, dist: Dist) -> Iterator[tuple[str, Path]]:
     """Yield the files of a distribution by their names in a wheel."""
     programs, stem = _programs(site, dist), dist.info.removesuffix(".dist-info")
     try:
-        names = list(dists.files_of(site, dist))
-    except (OSError, csv.Error) as error:
+        names = dict.fromkeys(dists.files_of(site, dist))
+    except OSError as error:
         raise InstallError(f"{dist}: its list of files cannot be read") from error
     for name in names:
         place = site / os.path.normpath(name)
         if name.endswith(".pyc") or (name.startswith(f"{dist.info}/") and name.partition("/")[2] in _ADDED):
             continue
         inside = os.path.relpath(os.path.normpath(place), root)
-        if inside.startswith("..") or not place.resolve().is_relative_to(root.resolve()):
+        if not name.isprintable():
+            raise InstallError(f"{dist} has a file whose name no wheel can have: {name!r}")
+        if inside.startswith("..") or not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(root)):
             raise InstallError(f"{dist} has a file outside of its environment: {name}")
-        if not place.is_file():
+        if not (os.path.isfile(place) and os.access(place, os.R_OK)):  # noqa: PTH113 - whatever the name is
             raise InstallError(f"{dist} is not whole: {name} is missing")
         if not name.startswith("../"):
             yield name, place
@@ -104,18 +107,22 @@ def _contents(site: Path, root: Path, dist: Dist) -> Iterator[tuple[str, Path]]:
 
 def _programs(site: Path, dist: Dist) -> set[str]:
     """Return the programs that an installer makes of a distribution's entry points."""
-    parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(read_small(site / dist.info / "entry_points.txt").decode("utf-8", "replace"))
-    except (OSError, configparser.Error):
+        text = read_small(site / dist.info / "entry_points.txt", _LONGEST).decode("utf-8", "replace")
+    except OSError:
         return set()
-    return {name for kind in ("console_scripts", "gui_scripts") if parser.has_section(kind) for name in parser[kind]}
+    found, kind = set(), ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            kind = line.strip("[] ")
+        elif kind in ("console_scripts", "gui_scripts"):
+            found.add(line.partition("=")[0].strip())
+    return found
 
 
 def _data(place: Path, *, script: bool) -> bytes:
     data = place.read_bytes()
-    return _SHEBANG.sub(b"#!python\n", data) if script else data
+    return _SHEBANG.sub(b"#!python\n", data[:_HEAD]) + data[_HEAD:] if script else data
 
 
 def _row(*words: str) -> str:

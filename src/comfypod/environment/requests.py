@@ -15,7 +15,6 @@ from urllib.parse import unquote
 from comfypod.environment import dists
 from comfypod.environment.demands import name_of
 from comfypod.environment.layer import read_marker, remember
-from comfypod.environment.protect import aliases
 from comfypod.files import read_small, write_atomic
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def forget(layout: Layout, who: str, names: Iterable[str] | None = None) -> None
 
 def added(layer: Layer) -> dict[str, Dist]:
     """Return the distributions that a layer has beyond the image's; no file is read."""
-    stubs = {dist.info for dist in (*layer.image_dists.values(), *aliases(layer.image_dists).values())}
+    stubs = {dist.info for dist in layer.known.values()}
     return {name: dist for name, dist in dists.scan(layer.site).items() if dist.info not in stubs}
 
 

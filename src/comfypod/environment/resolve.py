@@ -158,8 +158,7 @@ def lacks_compiler(said: str) -> InstallError | None:
 
 def _overrides(layer: Layer, *, majors: bool) -> list[str]:
     """Return what takes the place of every demand for these packages, whoever makes it."""
-    kept = [*layer.image_dists.values(), *protect.aliases(layer.image_dists).values()]
-    bounds = [protect.bound(dist) for dist in kept if protect.is_pinned(dist.name) or majors]
+    bounds = [protect.bound(dist) for dist in layer.known.values() if protect.is_pinned(dist.name) or majors]
     return [bound for bound in bounds if bound is not None]
 
 

@@ -7,19 +7,18 @@ cut short is found again.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import __version__
 from comfypod.environment import denied as lists
 from comfypod.environment import protect, startup
-from comfypod.environment.dists import among, files_of, installer, parse_info
-from comfypod.environment.layer import PATH_FILE, STUB, put_stub, read_marker, remember, write_path_file
+from comfypod.environment.dists import among, parse_info, recorded
+from comfypod.environment.layer import PATH_FILE, is_stub, put_stub, restore
+from comfypod.environment.look import examine
 from comfypod.errors import Problem
-from comfypod.files import make_folder, read_small, storage_error
+from comfypod.files import is_folder, make_folder, read_small, storage_errors
 from comfypod.workspace.aside import put_aside
 
 if TYPE_CHECKING:
@@ -27,49 +26,34 @@ if TYPE_CHECKING:
 
     from comfypod.environment.dists import Dist
     from comfypod.environment.layer import Layer
-    from comfypod.environment.look import Look
     from comfypod.environment.startup import Startup
     from comfypod.workspace.layout import Layout
 
 _LEAVING = "leaving"
 
 
-def clean(layer: Layer, layout: Layout, look: Look) -> tuple[Problem, ...]:
+def clean(layer: Layer, layout: Layout) -> tuple[Problem, ...]:
     """Move out of a layer what may not stay in it; return what that was.
 
-    Where neither the layer nor the deny list has changed since the last time, two files are looked at and that is all.
+    It looks each time, at names and at few files: what is noted of a layer may have been written by anybody.
 
     Raises:
         StorageError: the disk refused; what was not moved yet is where it was.
     """
-    try:
-        if (read_marker(layer) or {}).get("cleaned") == _stamp(layer, layout):
-            return ()
-        problems = tuple(_cleaned(layer, layout, look))
-        remember(layer, cleaned=_stamp(layer, layout))
-    except OSError as error:
-        raise storage_error(error, f"cannot clean {layer.site}") from error
-    return problems
+    with storage_errors(f"cannot clean {layer.site}"):
+        return tuple(_cleaned(layer, layout))
 
 
-def _stamp(layer: Layer, layout: Layout) -> str:
-    try:
-        facts = layout.denied.stat()
-        added = f"{facts.st_mtime_ns} {facts.st_size}"
-    except OSError:
-        added = ""
-    return f"{__version__} {layer.site.stat().st_mtime_ns} {added}"
-
-
-def _cleaned(layer: Layer, layout: Layout, look: Look) -> Iterator[Problem]:
+def _cleaned(layer: Layer, layout: Layout) -> Iterator[Problem]:
     denied, unusable = lists.load(layout.denied)
     if unusable:
         yield Problem("denied", f"{layout.denied} is not used: {unusable}", "mend it, or move it away")
     yield from _left_over(layer, layout)
-    refused = {(each.name, each.version): each.image for each in look.changes if each.state == "refused"}
-    for dist in _own(layer):
+    changes = examine(layer, guarded=True).changes
+    refused = {(each.name, each.version): each.image for each in changes if each.state == "refused"}
+    for dist in among(os.listdir(layer.site)):
         package = denied.package(dist)
-        if package is not None:
+        if package is not None and not is_stub(layer, dist):
             yield _leave(layer, layout, dist, "denied", f"{dist} is denied: {package.reason}")
         elif (dist.name, dist.version) in refused:
             image = refused[dist.name, dist.version]
@@ -78,13 +62,6 @@ def _cleaned(layer: Layer, layout: Layout, look: Look) -> Iterator[Problem]:
     for found in startup.unknown(layer.site, layer.image_site):
         if _digest(layer.site / found.file) not in denied.allowed:
             yield _started(layer, layout, found)
-
-
-def _own(layer: Layer) -> list[Dist]:
-    """Return what was installed into the layer: all but the stubs of what the image has."""
-    image = {**protect.aliases(layer.image_dists), **layer.image_dists}
-    there = among(os.listdir(layer.site))
-    return [dist for dist in there if image.get(dist.name) != dist or installer(layer.site, dist) != STUB]
 
 
 def _leave(layer: Layer, layout: Layout, dist: Dist, code: str, why: str) -> Problem:
@@ -103,9 +80,8 @@ def _leave(layer: Layer, layout: Layout, dist: Dist, code: str, why: str) -> Pro
 
 def _away(layer: Layer, layout: Layout, stage: Path, dist: Dist, why: str) -> Path:
     # The stub comes first: once the gathered files are away, nothing says that it is owed.
-    known = {**protect.aliases(layer.image_dists), **layer.image_dists}.get(dist.name)
-    if known is not None:
-        put_stub(layer, known)
+    if dist.name in layer.known:
+        put_stub(layer, layer.known[dist.name])
     return put_aside(layout, stage, why)
 
 
@@ -125,13 +101,8 @@ def _left_over(layer: Layer, layout: Layout) -> Iterator[Problem]:
 
 def _files(layer: Layer, dist: Dist) -> list[Path]:
     """Return the files that a distribution has by its own account, without those that are not its to name."""
-    try:
-        plain = (layer.site / dist.info / "RECORD").is_file()
-        names = [name for name in files_of(layer.site, dist) if "\0" not in name] if plain else []
-    except (OSError, csv.Error):
-        names = []
-    paths = [Path(os.path.normpath(layer.site / name)) for name in names]
-    found = [path for path in paths if (path.is_symlink() or path.is_file()) and _is_its_own(layer, path)]
+    paths = [Path(os.path.normpath(layer.site / name)) for name in recorded(layer.site, dist)]
+    found = [path for path in paths if os.path.lexists(path) and not is_folder(path) and _is_its_own(layer, path)]
     module = layer.site / dist.name.replace("-", "_")
     return found or [path for path in (module, module.with_suffix(".py")) if os.path.lexists(path)]
 
@@ -152,7 +123,7 @@ def _is_info(part: str) -> bool:
 def _compiled(path: Path) -> list[Path]:
     """Return what Python has compiled of a module, which no `RECORD` names."""
     folder = path.parent / "__pycache__"
-    names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
+    names = os.listdir(folder) if is_folder(folder) else []
     return [folder / name for name in names if name.startswith(f"{path.stem}.")]
 
 
@@ -188,11 +159,11 @@ def _copies(layer: Layer, layout: Layout, names: set[str]) -> Iterator[Problem]:
 def _started(layer: Layer, layout: Layout, found: Startup) -> Problem:
     path = layer.site / found.file
     digest = _digest(path)
-    by = next((f" of {dist}" for dist in _own(layer) if path in _files(layer, dist)), "")
+    by = next((f" of {dist}" for dist in among(os.listdir(layer.site)) if path in _files(layer, dist)), "")
     why = f"any start of Python would run its line {found.line}: {found.text}"
     place = put_aside(layout, path, why)
     if not (layer.site / PATH_FILE).exists():
-        write_path_file(layer)
+        restore(layer)
     wanted = f"if that is wanted, add {digest!r} to `allowed` in {layout.denied}, then move {place} back"
     return Problem("startup-code", f"{path}{by} was set aside: {why}", wanted if digest else f"it is {place}")
 

@@ -1,19 +1,21 @@
-"""What any start of Python runs by itself: path files and the modules of `site`. Only read, never run."""
+"""What any start of Python runs by itself: path files and the modules of `site`. Only read, never run.
+
+A line of a path file is run, or it is a folder in which Python looks for modules, those of `site` too. In such a folder
+no further path files count.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from comfypod.environment.layer import path_line
 from comfypod.files import read_small
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _RUN = ("import ", "import\t")
+_END = re.compile("\r\n|\r|\n")
 _MODULES = frozenset({"sitecustomize", "usercustomize"})
 # What setuptools wrote for namespace packages before Python had them, over and over.
 _NAMESPACE = (
@@ -34,14 +36,17 @@ _KNOWN = (
     r"import _virtualenv",
     r"import __editable___(?P<name>\w+)_finder; __editable___(?P=name)_finder\.install\(\)",
     # Ours, see `mirror.py`.
-    r"import os, sys; place = '[^'\\]*'; os\.path\.isdir\(place\) and "
+    r"import os, sys; place = '(?P<place>[^'\\]*)'; os\.path\.isdir\(place\) and "
     r"sys\.path\.insert\(sys\.path\.index\('[^'\\]*'\), place\)",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """A file that a start of Python would run something of: its name in site-packages, the first line of that."""
+    """A file that a start of Python would run something of: its name in site-packages, the first line of that.
+
+    `text` is the line, and what it leads to.
+    """
 
     file: str
     line: int
@@ -60,17 +65,43 @@ def unknown(site: Path, image_site: Path) -> tuple[Startup, ...]:
 
 
 def _look(site: Path, name: str, known: re.Pattern[str]) -> Startup | None:
-    path = site / name
-    if name.partition(".")[0] in _MODULES:
+    if _is_module(name):
         return Startup(name, 1, "a module that Python imports")
-    if not name.endswith(".pth") or path.is_dir():
+    if not name.endswith(".pth") or (site / name).is_dir():
         return None
     try:
-        data = read_small(path)
-    except OSError as error:
-        return Startup(name, 1, f"it cannot be read: {error.strerror}")
-    # Read as `site` reads it, whichever Python's: a line may end at any of the line ends that there are.
-    lines = enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1)
-    run = ((number, line) for number, line in lines if line.startswith(_RUN) and not known.fullmatch(line.rstrip()))
-    first = next(run, None)
-    return Startup(name, first[0], first[1][:200]) if first is not None else None
+        text = read_small(site / name).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return Startup(name, 1, f"it cannot be read: {error}")
+    lines = ((number, line) for number, whole in enumerate(_END.split(text), 1) for line in _readings(whole))
+    wrong = ((number, why) for number, line in lines if (why := _why(site, line.rstrip(), known)))
+    first = next(wrong, None)
+    return Startup(name, *first) if first is not None else None
+
+
+def _readings(line: str) -> tuple[str, ...]:
+    """Return what Pythons make of a line: newer ones leave out a byte order mark, and end lines in more places."""
+    return (line, *line.removeprefix("\ufeff").splitlines())
+
+
+def _why(site: Path, line: str, known: re.Pattern[str]) -> str:
+    """Return what a line of a path file would start that nobody knows, empty where there is no such thing."""
+    ours = known.fullmatch(line) if line.startswith(_RUN) else None
+    if line.startswith(_RUN) and ours is None:
+        return line[:200]
+    folder = line if ours is None else ours["place"]
+    if not folder or folder.startswith("#"):
+        return ""
+    place = Path(os.path.normpath(site / folder))
+    try:
+        names = sorted(os.listdir(place))
+    except NotADirectoryError:
+        return f"{line[:200]} (an archive is there)"
+    except (OSError, ValueError):
+        # Python does not look there either.
+        return ""
+    return next((f"{line[:200]} ({place / name} is there)" for name in names if _is_module(name)), "")
+
+
+def _is_module(name: str) -> bool:
+    return name.partition(".")[0] in _MODULES

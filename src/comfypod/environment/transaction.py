@@ -8,7 +8,6 @@ before it throws the folder away. Every step may be repeated.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import time
@@ -146,15 +145,22 @@ def _read(layer: Layer) -> Switch | None:
     try:
         body: Any = json.loads(files.read_small(_note(layer), _LIMIT))
         asked = tuple(row for row in map(requests.from_row, body["requests"]) if row is not None)
-        return Switch(str(body["said"]), tuple(map(str, body["gone"])), asked)
+        return Switch(str(body["said"]), tuple(name for name in body["gone"] if _is_inside(name)), asked)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a row of a note is what `_files` yields, and not something that was planted."""
+    if not isinstance(name, str) or os.path.normpath(name) != name:
+        return False
+    return not name.startswith(("..", os.sep)) and not dists.is_ours(name)
 
 
 def _finish(layer: Layer, layout: Layout, switch: Switch) -> None:
     for name in switch.gone:
         _discard(layer, name)
-    if _is_folder(folder_of(layer)) and _is_folder(prefix_of(layer)):
+    if files.is_folder(folder_of(layer)) and files.is_folder(prefix_of(layer)):
         _merge(prefix_of(layer), layer.root)
         # Renames are durable before the note that tells of them is gone.
         files.sync_filesystem(layer.root)
@@ -170,22 +176,18 @@ def _merge(source: Path, target: Path) -> None:
     for entry in entries:
         place = target / entry.name
         there = os.path.lexists(place)
-        if there and _is_folder(place) and entry.is_dir(follow_symlinks=False):
+        if there and files.is_folder(place) and entry.is_dir(follow_symlinks=False):
             _merge(Path(entry.path), place)
             continue
-        if there and (_is_folder(place) or entry.is_dir(follow_symlinks=False)):
+        if there and (files.is_folder(place) or entry.is_dir(follow_symlinks=False)):
             files.remove_tree(place)
         os.rename(entry.path, place)  # noqa: PTH104 - as scandir has it
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
 
 
 def _leaving(layer: Layer, fresh: dict[str, Dist]) -> list[str]:
     """Return the files of what is replaced that nothing takes the place of."""
     prefix = prefix_of(layer)
-    before = [dist for dist in map(dists.parse_info, sorted(os.listdir(layer.site))) if dist is not None]
+    before = dists.among(os.listdir(layer.site))
     names = {name for dist in before if dist.name in fresh for name in _files(layer, dist)}
     return sorted(name for name in names if not os.path.lexists(prefix / name))
 
@@ -193,7 +195,7 @@ def _leaving(layer: Layer, fresh: dict[str, Dist]) -> list[str]:
 def _files(layer: Layer, dist: Dist) -> Iterator[str]:
     """Yield what a distribution has in a layer, bytecode too, below its root."""
     base = layer.site.relative_to(layer.root)
-    for name in {*_recorded(layer, dist), *_named(layer.site / dist.info, dist.info)}:
+    for name in {*dists.recorded(layer.site, dist), *_named(layer.site / dist.info, dist.info)}:
         path = os.path.normpath(base / name)
         if path.startswith(("..", os.sep)) or dists.is_ours(path):
             continue
@@ -204,25 +206,18 @@ def _files(layer: Layer, dist: Dist) -> Iterator[str]:
             yield from (str(each.relative_to(layer.root)) for each in cache.glob(f"{stem}.*.pyc"))
 
 
-def _recorded(layer: Layer, dist: Dist) -> Iterable[str]:
-    try:
-        return list(dists.files_of(layer.site, dist))
-    except (OSError, ValueError, csv.Error):
-        return ()
-
-
 def _named(folder: Path, base: str) -> Iterable[str]:
-    return [f"{base}/{path.relative_to(folder)}" for path in folder.rglob("*") if not _is_folder(path)]
+    return [f"{base}/{path.relative_to(folder)}" for path in folder.rglob("*") if not files.is_folder(path)]
 
 
 def _discard(layer: Layer, name: str) -> None:
     """Remove a file, and the folders that it leaves empty; never through a link that leads out of the layer."""
-    path, top = layer.root / name, layer.root.resolve()
-    if not path.parent.resolve().is_relative_to(top):
-        return
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        path.unlink()
+    path = layer.root / name
     folder = path.parent
+    if not (files.is_folder(folder) and folder.resolve().is_relative_to(layer.root.resolve())):
+        return
+    if os.path.lexists(path) and not files.is_folder(path):
+        path.unlink()
     with contextlib.suppress(OSError):
         while folder not in (layer.root, layer.site, layer.root / "bin"):
             folder.rmdir()

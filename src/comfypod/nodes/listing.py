@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod.errors import UsageError
+from comfypod.files import is_folder
 from comfypod.nodes import place, record
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def switch(folder: Path, name: str, baked: Iterable[str], *, on: bool) -> str:
 
 
 def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not os.listdir(path)
+    return is_folder(path) and not os.listdir(path)
 
 
 def _row(name: str, state: str, reason: str = "") -> Row:

@@ -84,12 +84,14 @@ def settle(layout: Layout, folder: Path) -> tuple[Problem, ...]:
             files.remove_tree(waiting(folder, name))
         if entry.state == "installing":
             known.nodes[name] = entry.to("failed", "it was interrupted; the next sync tries it again")
+    problems = [_without_half(layout, path, known) for path in _halves(folder)]
+    if os.path.lexists(layout.staging) and not files.is_folder(layout.staging):
+        problems.append(_without_staging(layout))
     for left in layout.staging.glob("node-*"):
         files.remove_tree(left)
-    problems = tuple(_without_half(layout, path, known) for path in _halves(folder))
     if known.nodes != before:
         record.write(layout, known)
-    return problems
+    return tuple(problems)
 
 
 def _finish(layout: Layout, folder: Path, name: str, known: Record) -> None:
@@ -113,6 +115,11 @@ def _halves(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     return [folder / name for name in names if is_name(name) and is_half(folder / name)]
+
+
+def _without_staging(layout: Layout) -> Problem:
+    place = put_aside(layout, layout.staging, "a folder is needed there")
+    return Problem("storage", f"{layout.staging} was set aside: it is no folder", f"it is {place}")
 
 
 def _without_half(layout: Layout, path: Path, known: Record) -> Problem:

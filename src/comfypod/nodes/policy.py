@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SECTION = "default"
 NEWEST = "4.2"
+_LONGEST_LINE = 1 << 11
 _RELEASE = re.compile(r"[0-9]+\.[0-9]+")
 # What Manager 4.2 itself writes where nobody has said anything, so that it is nobody's wish.
 DEFAULTS = {
@@ -88,16 +89,19 @@ def merge(found: Mapping[str, str], ours: Mapping[str, str], rules: Mapping[str,
 def parse(data: bytes) -> tuple[dict[str, str], bool]:
     """Return the keys of a `config.ini`, and whether Manager would read them all the same.
 
-    Where it would not, it forgets the whole file and goes by its defaults. Nothing is expanded: what refers to itself
-    often enough takes for ever.
+    Where it would not, it forgets the whole file and goes by its defaults. Nothing is expanded, and no long line is
+    read: what refers to itself often enough, or is blanks, takes for ever.
     """
     try:
         text, sound = data.decode("utf-8"), True
     except UnicodeDecodeError:
         text, sound = data.decode("utf-8", "replace"), False
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    short = [line for line in lines if len(line) <= _LONGEST_LINE]
+    sound = sound and short == lines
     reader = configparser.RawConfigParser(strict=False)
     try:
-        reader.read_string(text.replace("\r\n", "\n").replace("\r", "\n"))
+        reader.read_string("\n".join(short))
         raw = dict(reader[SECTION])
     except (configparser.Error, KeyError, AttributeError):
         return {}, False

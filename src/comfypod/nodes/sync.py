@@ -111,6 +111,7 @@ class _Run:
         self._known = Record()
         self._failed: dict[str, str] = {}
         self._staged: dict[str, Staged] = {}
+        self._aside: tuple[Problem, ...] = ()
 
     def work(self, wishes: Mapping[str, Wish]) -> Synced:
         site = self._site
@@ -126,7 +127,7 @@ class _Run:
             Problem(NodeError.code, f"node {name} is not installed: {why}", _HINT) for name, why in self._failed.items()
         ]
         lacking = tuple(name for name, wish in wishes.items() if wish.required and name in self._failed)
-        return Synced(changed, dict(self._failed), lacking, (*problems, *told))
+        return Synced(changed, dict(self._failed), lacking, (*problems, *self._aside, *told))
 
     def _forget(self, wishes: Mapping[str, Wish]) -> None:
         """Drop what is known of failures that nobody wishes for any longer."""
@@ -184,6 +185,7 @@ class _Run:
         done = self._install(
             site.layer, site.layout, wanted, network=self._order.network, environ=site.environ, tick=self._tick
         )
+        self._aside = done.aside
         for row in done.refused:
             if (staged := self._staged.get(_node(row.who))) is not None:
                 told = f"{staged.entry.reason}; " if staged.entry.reason else ""

@@ -227,7 +227,7 @@ def tidied(layout: Layout) -> tuple[Problem, ...]:
     try:
         tidy(layout)
     except OSError as error:
-        return (_problem(files.storage_error(error, f"cannot remove what {layout.releases} keeps no longer")),)
+        return files.storage_error(error, f"cannot remove what {layout.releases} keeps no longer").problems
     return ()
 
 
@@ -250,7 +250,7 @@ def carry_out(layout: Layout, image: Image, plan: Plan, volume: Volume, advance:
         told = error if isinstance(error, StorageError) else _failed(error, plan, layout)
         if plan.action == "seed":
             raise told from error
-        return _from_image(layout, image, _problem(told))
+        return _from_image(layout, image, told.problem)
     return core
 
 
@@ -393,15 +393,11 @@ def _failed(error: OSError, plan: Plan, layout: Layout) -> StorageError:
 
 
 def _unfinished(error: OSError, layout: Layout) -> Problem:
-    return _problem(files.storage_error(error, f"cannot finish what was begun in {layout.root}"))
+    return files.storage_error(error, f"cannot finish what was begun in {layout.root}").problem
 
 
 def _unwritten(error: OSError, layout: Layout) -> Problem:
-    return _problem(files.storage_error(error, f"cannot write {layout.state}"))
-
-
-def _problem(error: StorageError) -> Problem:
-    return Problem(error.code, error.message, error.hint)
+    return files.storage_error(error, f"cannot write {layout.state}").problem
 
 
 def _told_edits(layout: Layout, plan: Plan, volume: Volume) -> tuple[Problem, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfypod import __version__
 from comfypod.errors import StorageError
-from comfypod.files import read_small, write_atomic
+from comfypod.files import read_small, write_atomic, write_changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,12 +77,7 @@ def ensure_known(root: Path, body: Mapping[str, Any]) -> None:
 def write(path: Path, state: State) -> None:
     """Replace the record durably, unless it says the same already."""
     data = (json.dumps(asdict(state), indent=1, sort_keys=True) + "\n").encode()
-    try:
-        if read_small(path) == data:
-            return
-    except OSError:
-        pass
-    write_atomic(path, data, 0o644)
+    write_changed(path, data)
 
 
 def keep_token(path: Path) -> tuple[str, bool]:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
 
-from comfypod.boot.logfile import LogFile
+from comfypod.boot.logfile import LogFile, Logs
+from comfypod.errors import Problem
 from comfypod.files import tail
+from comfypod.log import Console
 from tests.kit.disks import tmpfs
 
 
@@ -48,3 +51,25 @@ def test_a_pipe_in_the_place_of_a_log_loses_lines_and_nothing_waits(tmp_path: Pa
     log = LogFile(tmp_path / "a.log")
     log.write(b"line")
     assert log.lost
+
+
+def test_what_a_pod_says_is_shown_at_once_and_kept_from_when_there_is_a_place(tmp_path: Path) -> None:
+    shown, problems = io.StringIO(), list[Problem]()
+    console = Console(shown)
+    logs = Logs(tmp_path, console, problems.append)
+    console.line("too early")
+    logs.keep()
+    console.line("in time")
+    logs.of("comfyui")(b"one\ntwo \xff\n")
+    logs.show("gateway", b"three\n")
+    logs.close()
+    assert [line for line in shown.getvalue().splitlines() if "|" in line] == [
+        "comfyui | one", "comfyui | two \ufffd", "gateway | three",
+    ]  # fmt: skip
+    assert "too early" not in (tmp_path / "boot.log").read_text()
+    assert (tmp_path / "boot.log").read_text().endswith(" in time\n")
+    assert (tmp_path / "comfyui.log").read_bytes() == b"one\ntwo \xff\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot.log", "comfyui.log"]
+    (tmp_path / "jupyter.log").mkdir()
+    logs.of("jupyter")(b"lost\n")
+    assert [problem.code for problem in problems] == ["storage"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit.overlay import Lab, make_lab
+from tests.kit.layers import Lab, make_lab
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,6 +31,8 @@ _IMAGE = image_of(_DISTS, "3.12")
         ("opencv-contrib-python==3.4", "opencv-contrib-python==4.10"),
         ("scipy==1.2", ""),
         ("./folder", ""),
+        ("numpy<2; python_version ~= 'x'", ""),
+        (f"numpy<2; {'(' * 5000}os_name == 'posix'{')' * 5000}", ""),
         ("git+https://example.invalid/x.git@main#egg=x", ""),
     ],
 )

@@ -11,13 +11,15 @@ from comfypod.environment.dists import files_of, scan
 from comfypod.environment.layer import Layer, create, put_stubs, read_marker, restore
 from comfypod.environment.look import look
 from comfypod.environment.relocate import relocate
+from comfypod.environment.safety import clean
 from comfypod.errors import InstallError
 from comfypod.files import tree_facts
+from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kit.overlay import Lab
+    from tests.kit.layers import Lab
 
 
 def states(layer: Layer) -> dict[str, str]:
@@ -113,7 +115,7 @@ def test_a_second_look_reads_nothing_but_the_marker(lab: Lab, monkeypatch: pytes
     layer = lab.layer()
     lab.wheel("extra", "1.0")
     assert lab.run(layer, "pip", "install", "extra").returncode == 0
-    first = look(layer)
+    first = look(layer, note=True)
     monkeypatch.delattr(os, "listdir")
     assert look(Layer(layer.root, layer.key, layer.image)) == first
 
@@ -159,6 +161,7 @@ def test_b8_a_layer_works_where_its_volume_is_mounted_now(lab: Lab, tmp_path: Pa
     moved.parent.mkdir()
     lab.workspace.rename(moved)
     now = Layer(moved / ".comfypod" / "envs" / "k1", "k1", lab.image)
+    restore(now)
     assert relocate(now, moved)
     assert not relocate(now, moved)
     assert lab.run(now, str(now.root / "bin" / "tool")).stdout.strip() == str(
@@ -209,3 +212,27 @@ def test_a_python_that_was_taken_away_or_belongs_to_another_place_is_put_back(la
     inodes = [path.lstat().st_ino for path in (layer.python, layer.root / "pyvenv.cfg", path_file)]
     restore(layer)
     assert [path.lstat().st_ino for path in (layer.python, layer.root / "pyvenv.cfg", path_file)] == inodes
+
+
+@pytest.mark.parametrize("kind", ["a linked folder", "a linked file", "a pipe", "a file"])
+def test_no_stub_is_written_through_what_somebody_has_put_in_its_place(lab: Lab, tmp_path: Path, kind: str) -> None:
+    layer, elsewhere = lab.layer(stubs=False), tmp_path / "elsewhere"
+    info = layer.site / layer.image_dists["torch"].info
+    elsewhere.mkdir()
+    (elsewhere / "METADATA").write_text("precious")
+    if kind == "a linked folder":
+        info.symlink_to(elsewhere)
+    elif kind == "a file":
+        info.write_text("precious")
+    else:
+        info.mkdir()
+        if kind == "a pipe":
+            os.mkfifo(info / "RECORD")
+        (info / "METADATA").symlink_to(elsewhere / "METADATA")
+    put_stubs(layer)
+    assert [path.read_text() for path in elsewhere.iterdir()] == ["precious"]
+    assert states(layer) == ({"torch": "refused"} if kind in ("a linked folder", "a file") else {})
+    clean(layer, Layout(lab.workspace))
+    assert states(layer) == {}
+    assert sorted(path.name for path in info.iterdir()) == ["INSTALLER", "METADATA", "RECORD"]
+    assert [path.read_text() for path in elsewhere.iterdir()] == ["precious"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,8 @@ def test_what_is_installed_from_a_repacked_wheel_is_what_was_installed_first(mad
     [
         ("Wheel-Version: 1.0\nTag: cp310-cp310-linux_x86_64\n", "is for cp310-cp310-linux_x86_64 and not for Python"),
         ("Wheel-Version: 1.0\n", "is for no Python"),
+        ("Tag: x\n", "was not installed from a wheel"),
+        (f"Tag: {'a.' * 9000}-b-c\n", "was not installed from a wheel"),
         (None, "was not installed from a wheel"),
     ],
 )
@@ -86,7 +89,10 @@ def test_what_is_not_for_this_python_says_so(tmp_path: Path, wheel: str | None, 
     assert list(tmp_path.glob("*.whl")) == []
 
 
-@pytest.mark.parametrize("name", ["../../../../../outside", "/etc/hostname", "linked/hostname", "gone.py"])
+@pytest.mark.parametrize("name", [
+    "../../../../../outside", "/etc/hostname", "linked/hostname", "gone.py", "loop", "loop/x", "x" * 300, "\0",
+    "\udcff", "y/" * 3000 + "y",
+])  # fmt: skip
 def test_a_file_that_is_not_there_or_not_in_the_environment_is_never_packed(tmp_path: Path, name: str) -> None:
     site = tmp_path / "env" / "lib" / "python3.12" / "site-packages"
     info = site / "lib-1.0.dist-info"
@@ -94,8 +100,9 @@ def test_a_file_that_is_not_there_or_not_in_the_environment_is_never_packed(tmp_
     (tmp_path / "outside").touch()
     (site / "linked").symlink_to("/etc")
     (info / "WHEEL").write_text("Tag: py3-none-any\n")
-    (info / "RECORD").write_text(f"{name},,\n")
-    with pytest.raises(InstallError, match=r"outside|missing"):
+    (info / "RECORD").write_text(f"{name},,\n", "utf-8", "surrogateescape")
+    (site / "loop").symlink_to("loop")
+    with pytest.raises(InstallError, match=r"outside|missing|no wheel can have"):
         repack(site, dists.scan(site)["lib"], tmp_path, "3.12")
 
 
@@ -105,3 +112,19 @@ def test_stubs_are_not_a_layers_own(tmp_path: Path) -> None:
         info.mkdir()
         (info / "INSTALLER").write_text(f"{installer}\n")
     assert json.dumps(sorted(own_dists(tmp_path))) == '["own"]'
+
+
+def test_a_file_of_any_length_is_repacked_in_no_time_to_speak_of(tmp_path: Path) -> None:
+    site = tmp_path / "lib" / "python3.12" / "site-packages"
+    info = site / "lib-1.0.dist-info"
+    info.mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool").write_bytes(b"#!" + b"python" * (1 << 18))
+    (info / "WHEEL").write_text("Tag: py3-none-any\n")
+    (info / "entry_points.txt").write_text("[console_scripts]\nk" + " " * 65_000 + "x\n")
+    (info / "RECORD").write_text("../../../bin/tool,,\nlib-1.0.dist-info/entry_points.txt,,\n" * 2)
+    began = time.process_time()
+    path = repack(site, dists.scan(site)["lib"], tmp_path, "3.12")
+    assert time.process_time() - began < 5
+    with zipfile.ZipFile(path) as bundle:
+        assert bundle.read("lib-1.0.data/scripts/tool").startswith(b"#!python")

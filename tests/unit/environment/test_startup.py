@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import site
 import sys
 import tempfile
@@ -51,7 +52,6 @@ def test_lines_that_are_known_or_are_not_run_pass(tmp_path: Path, line: str) -> 
 def test_lines_that_nobody_knows_are_found_where_they_are(tmp_path: Path, line: str) -> None:
     assert _first(tmp_path, f"../src\n{line}\n".encode()) == 2
     assert _first(tmp_path, b"\xef\xbb\xbf" + line.encode()) == 1
-    assert _first(tmp_path, b"\xff\n" + line.encode()) == 2
 
 
 @given(
@@ -71,3 +71,27 @@ def test_what_cannot_be_read_is_found_too(tmp_path: Path) -> None:
     (tmp_path / "x.pth").symlink_to("/dev/zero")
     (tmp_path / "y.pth").symlink_to("nowhere")
     assert [each.file for each in unknown(tmp_path, _IMAGE)] == ["x.pth", "y.pth"]
+
+
+@pytest.mark.parametrize("data", [b"\xff\n", b"# \xe4\n../src\n"])
+def test_a_path_file_that_would_end_any_start_of_python_is_found(tmp_path: Path, data: bytes) -> None:
+    assert _first(tmp_path, data) == 1
+
+
+@given(st.lists(st.sampled_from(["src", "/src", "#", " ", "\n", "\r", "\x0c", "\x85", "\u2028", "\ufeff", "\0"])))
+def test_no_folder_that_python_itself_would_look_in_goes_unseen(pieces: list[str]) -> None:
+    data, listed = "".join(pieces).encode(), list[Path]()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os.path, "exists", lambda path: "\0" not in path)
+        patch.setattr(sys, "path", [])
+        (Path(folder) / "x.pth").write_bytes(data)
+        site.addpackage(folder, "x.pth", set())
+        added = {Path(path) for path in sys.path}
+        patch.setattr(os, "listdir", lambda path: [listed.append(Path(path)), "x.pth"][1:])  # type: ignore[func-returns-value]
+        unknown(Path(folder), _IMAGE)
+    assert added <= {Path(os.path.normpath(path)) for path in listed}
+
+
+def test_an_archive_of_modules_is_found_where_a_folder_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "modules.zip").write_bytes(b"PK")
+    assert _first(tmp_path, b"modules.zip\n") == 1

@@ -73,6 +73,22 @@ def test_a_planted_link_in_the_place_of_what_waits_moves_nothing(layer: Layer, t
     assert (tmp_path / "mine" / "prefix" / "file").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "a/" * 3000 + "b", "a\0b", "\ud800", "loop/x", "layer.json", 5, None, ["lib"], {}]
+)
+def test_a_note_with_names_that_no_install_writes_is_finished_without_them(
+    layer: Layer, tmp_path: Path, name: object
+) -> None:
+    (layer.root / "loop").symlink_to("loop")
+    (layer.root / "layer.json").touch()
+    (layer.root / "lib" / "old").touch()
+    _note(layer, {"said": "x", "gone": [name, "lib/old"], "requests": []})
+    assert recover(layer, Layout(tmp_path)) == ("finished what was being installed: x",)
+    assert not (layer.root / "lib" / "old").exists()
+    assert (layer.root / "layer.json").exists()
+    assert recover(layer, Layout(tmp_path)) == ()
+
+
 @pytest.mark.parametrize("body", [None, [], {"said": 1}, {"said": "", "gone": 3, "requests": []}, {"requests": 5}])
 def test_a_note_that_makes_no_sense_is_none(layer: Layer, tmp_path: Path, body: object) -> None:
     _note(layer, body)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import configparser
+import time
 
 import pytest
 from hypothesis import given
@@ -89,3 +90,10 @@ def test_a_file_that_refers_to_itself_over_and_over_does_not_take_for_ever() -> 
     keys, sound = parse(("[default]\nk0 = x\n" + "\n".join(lines)).encode())
     assert not sound
     assert len(keys["k9"]) < 2000
+
+
+def test_a_long_line_of_blanks_does_not_take_for_ever_and_the_rest_is_read() -> None:
+    began = time.process_time()
+    for line in (b" " * 65_000 + b"x", b"k" + b" " * 65_000 + b"x"):
+        assert parse(b"[default]\nbypass_ssl = True\n" + line) == ({"bypass_ssl": "True"}, False)
+    assert time.process_time() - began < 5

@@ -229,6 +229,23 @@ def test_two_do_not_install_at_once(site: Site) -> None:
     assert run(site) == Synced()
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_g8_what_stands_in_the_place_of_the_staging_area_is_set_aside_and_not_followed(
+    site: Site, repository: Repository, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "elsewhere" / "node-pack").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "node-pack" / "mine").write_text("precious")
+    if kind == "link":
+        site.layout.staging.symlink_to(tmp_path / "elsewhere")
+    else:
+        site.layout.staging.write_text("precious")
+    done = run(site, of_word(repository.url))
+    assert done.changed == ("pack",)
+    assert [problem.message for problem in done.problems] == [f"{site.layout.staging} was set aside: it is no folder"]
+    assert (tmp_path / "elsewhere" / "node-pack" / "mine").read_text() == "precious"
+    assert os.listdir(tmp_path / "elsewhere") == ["node-pack"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"nodes": []}', '{"nodes": {"../x": {"state": "placing"}}}', "\0"])
 def test_g8_a_record_that_makes_no_sense_is_none(site: Site, text: str) -> None:
     site.layout.nodes.write_text(text)
