@@ -63,11 +63,12 @@ hf_hub_download("org/repo", "model.safetensors", local_dir=sys.argv[1])
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that fetches an address to a file: how to call it."""
+    """A program that fetches an address to a file: how to call it. `single`: over one connection."""
 
     name: str
     argv: list[str]
     environ: dict[str, str]
+    single: bool = False
 
 
 def tools(base: str, target: Path, sha256: str, hub: str) -> list[Tool]:
@@ -89,8 +90,8 @@ def tools(base: str, target: Path, sha256: str, hub: str) -> list[Tool]:
     return [
         Tool("comfypod", [sys.executable, "-c", _DOOR, url, str(target), sha256], {}),
         Tool("aria2c -x16", aria, {}),
-        Tool("curl", ["curl", "-s", "-f", "-o", str(target), url], {}),
-        Tool("huggingface_hub", [hub, "-c", _HUB, str(target.parent)], hub_settings),
+        Tool("curl", ["curl", "-s", "-f", "-o", str(target), url], {}, single=True),
+        Tool("huggingface_hub", [hub, "-c", _HUB, str(target.parent)], hub_settings, single=True),
     ]
 
 
@@ -162,7 +163,10 @@ def measure(folder: Path, size: int, runs: int) -> dict[str, dict[str, list[floa
         for cap, base in (("no cap", URL), (f"{CAP} a connection", f"{URL}/capped")):
             everything = tools(base, folder / "out" / "a", sha256, hub)
             for number in range(runs):
-                for tool in everything[number % 4 :] + everything[: number % 4]:
+                # A cap holds one connection to the same time in every run, and to a long one: once is enough.
+                turn = [tool for tool in everything if not (number and base != URL and tool.single)]
+                for tool in turn[number % len(turn) :] + turn[: number % len(turn)]:
+                    print(f"{cap}: {tool.name}", file=sys.stderr)
                     ended, durable = once(tool, folder / "out" / "a", size)
                     found.setdefault(f"{cap}, until it ends", {}).setdefault(tool.name, []).append(ended)
                     found.setdefault(f"{cap}, until on disk", {}).setdefault(tool.name, []).append(durable)
