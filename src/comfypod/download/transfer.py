@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _RESTARTS = 3
 _LOOK_SECONDS = 0.2
+# A connection that alone brings so much a second for so long is not helped by others, which cost time as well.
+_FIRST_SECONDS = 0.1
+_FAST = 400_000_000
 _SETTLE_SECONDS = 0.3
 # How much a loss of power may cost; written all along, so that there is little left to write at the end.
 _MARK_SECONDS = 10.0
@@ -63,6 +66,7 @@ class Attempt:
                 etag, sha256 = self.facts.etag or found.etag, self.facts.sha256 or found.sha256
                 self.facts = replace(self.facts, etag=etag, sha256=sha256)
                 self.partial.begin(kept(self.order, self.partial.site, self.facts), self.pieces.there)
+                self._marked = (time.monotonic(), self.pieces.done)
             self.place = found.url
         self._begun.set()
         self.look.set()
@@ -91,7 +95,7 @@ class Attempt:
         lanes[0].start()
         try:
             while any(lane.is_alive() for lane in lanes):
-                self.look.wait(_LOOK_SECONDS)
+                self.look.wait(_LOOK_SECONDS if len(lanes) > 1 else _FIRST_SECONDS / 2)
                 self.look.clear()
                 self._tend(lanes, stop)
             self._end(lanes)
@@ -121,10 +125,11 @@ class Attempt:
         """Add connections, break those that stand still, stop all where one knows that it is of no use."""
         if stop.is_set() or any(lane.fatal for lane in lanes):
             self._end(lanes)
-        elif self._begun.is_set() and len(lanes) < self.connections:
+        elif self._begun.is_set() and len(lanes) < self.connections and self._wants_company():
             lanes += [Lane(self) for _ in range(self.connections - len(lanes))]
             for lane in lanes[1:]:
                 lane.start()
+        if self._begun.is_set():
             self._follow()
         for lane in lanes:
             if lane.too_slow:
@@ -134,6 +139,12 @@ class Attempt:
         if self._begun.is_set() and (done - before >= _MARK_BYTES or (done > before and now - when >= _MARK_SECONDS)):
             self.partial.mark(self.pieces.there)
             self._marked = (time.monotonic(), done)
+
+    def _wants_company(self) -> bool:
+        """Whether a connection, alone so far, is known not to be as fast as this machine."""
+        when, before = self._marked
+        seconds = time.monotonic() - when
+        return seconds >= _FIRST_SECONDS and self.pieces.done - before < _FAST * seconds
 
     def _end(self, lanes: list[Lane]) -> None:
         """Stop the connections. One that still looks up a name is left to itself: it has nothing to write by then."""
