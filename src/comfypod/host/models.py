@@ -206,7 +206,11 @@ def _clashes(found: Plan) -> tuple[Problem, ...]:
 
 
 def _problem(row: Row) -> Problem:
-    hint = "give one of them another `file`, or leave it out" if row.clash else _HINTS.get(row.state, _DOCS)
+    hint = _HINTS.get(row.state, _DOCS)
+    if row.clash:
+        hint = "give one of them another `file`, or leave it out"
+    elif row.token:
+        hint = f"accept the licence in a browser with your account there, and set {row.token}"
     return Problem(ModelError.code, f"{_place(row.file)}: {row.reason}", hint)
 
 

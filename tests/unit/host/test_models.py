@@ -210,6 +210,28 @@ def test_an_official_template_is_made_runnable(desk: Desk, tmp_path: Path) -> No
     assert record.read(desk.layout)["checkpoints/a.safetensors"].by == "template:small"
 
 
+def test_a_gated_file_is_planned_without_its_token_and_fetched_with_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", desk.server.url)
+    desk.publish("o/r/resolve/main/m.safetensors")
+    body = desk.server.answers["/o/r/resolve/main/m.safetensors"].body
+    digest = hashlib.sha256(body).hexdigest()
+    blob = {"rfilename": "m.safetensors", "size": len(body), "lfs": {"sha256": digest}}
+    said = {"gated": "auto", "cardData": {"license": "mit"}, "siblings": [blob]}
+    desk.server.answers["/api/models/o/r?blobs=true"] = Answer(json.dumps(said).encode())
+    word = "loras=hf:o/r/m.safetensors"
+    (row,) = desk.run("plan", word)["data"]["models"]
+    assert (row["state"], row["token"], row["total"], row["licence"]) == ("refused", "HF_TOKEN", len(body), "mit")
+    left = desk.run("pull", word)
+    assert (left["exit_code"], left["data"]["fetched"]) == (16, [])
+    assert not [path for _, path in desk.server.requests if "resolve" in path]
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    assert desk.run("pull", word)["data"]["fetched"] == ["loras/m.safetensors"]
+    assert record.read(desk.layout)["loras/m.safetensors"].sha256 == digest
+    assert f"Bearer {CANARY}" in desk.server.logins
+
+
 def test_g6_no_token_is_shown_in_a_plan_an_error_or_a_record(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "CIVITAI_TOKEN"):
         monkeypatch.setenv(name, CANARY)
