@@ -33,11 +33,12 @@ _SILENT = Problem(
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A workspace: where its models are, all that it wants, and what is wrong with the rest."""
+    """A workspace: where its models are, all that it wants, what is wrong with the rest, folders that are not there."""
 
     site: Site
     wishes: tuple[Wish, ...]
     problems: tuple[Problem, ...]
+    missing: tuple[Problem, ...] = ()
 
     def plan(self, words: Sequence[str] = (), *, offline: bool = False) -> tuple[Plan, tuple[Problem, ...]]:
         """Return the plan for words, or for all that the volume wants, and what could not be read.
@@ -50,7 +51,7 @@ class Volume:
             raise UsageError("what is wanted cannot be understood", found=wrong)
         site = replace(self.site, offline=offline or self.site.offline)
         files, more = wanted.files_of(asked, site, self.wishes)
-        return wanted.plan_of(files, site), (*wrong, *more)
+        return wanted.plan_of(files, site), (*self.missing, *wrong, *more)
 
 
 def opened(layout: Layout) -> Volume:
@@ -67,10 +68,16 @@ def opened(layout: Layout) -> Volume:
         live = layout.comfyui / "models"
         baked, mounts = pod.models_path if pod else None, mount_table() if in_image else ""
         where = places_of(layout, live, baked, settings.model_folders, mounts)
+        missing = [path for path in settings.model_folders if not path.is_dir()]
     site = site_of(settings, layout, where, _site_packages(layout, pod))
     words, problems = _words_of_pod(layout)
     asked, wrong = wishes(layout.manifest, (*settings.models, *words), locked(pod.models if pod else ()))
-    return Volume(site, asked, (*wrong, *problems))
+    return Volume(site, asked, (*wrong, *problems), tuple(map(_missing, missing)))
+
+
+def _missing(path: Path) -> Problem:
+    told = f"there is no folder {path}, which COMFYPOD_MODEL_FOLDERS names"
+    return Problem(ModelError.code, told, "mount it, or leave it out")
 
 
 def _words_of_pod(layout: Layout) -> tuple[tuple[str, ...], tuple[Problem, ...]]:

@@ -193,6 +193,10 @@ def test_models_of_the_image_and_of_other_folders_are_used_where_they_are(
     assert found["data"]["models"][0]["state"] == "elsewhere"
     assert desk.server.requests == []
     assert str(given / "a.safetensors") in desk.states("list")
+    monkeypatch.setenv("COMFYPOD_MODEL_FOLDERS", str(tmp_path / "not mounted").replace(" ", "\\ "))
+    (problem,) = desk.run("list")["errors"]
+    assert "not mounted" in problem["message"]
+    assert desk.run("prune")["exit_code"] == 0
 
 
 def test_an_official_template_is_made_runnable(desk: Desk, tmp_path: Path) -> None:

@@ -137,7 +137,6 @@ def test_what_the_user_put_there_meanwhile_is_not_touched_and_not_ours(
     assert record.ours(site.layout, site.places.live) == {}
 
 
-@pytest.mark.slow
 def test_d8_killed_at_any_step_a_pull_leaves_whole_files_that_are_written_down_and_goes_on(
     server: web.Site, site: Site, tmp_path: Path
 ) -> None:
