@@ -219,6 +219,15 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields and fields[0] != "Z" else None
 
 
+def resident(pid: int) -> int:
+    """Return the bytes of memory that a process has, those that it shares included; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as handle:
+            return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def group_seconds(group: int) -> float:
     """Return the processor time in seconds that the processes of a group, and what they have waited for, have used."""
     ticks = 0

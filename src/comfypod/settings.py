@@ -323,6 +323,14 @@ TABLE: tuple[Setting, ...] = (
         "0: any time",
     ),
     Setting(
+        "standby",
+        ("COMFYPOD_STANDBY",),
+        "auto",
+        _one_of("auto", "on", "off"),
+        "keep a second ComfyUI ready, which makes a restart quick and takes about a gigabyte of memory; `auto`: where "
+        "ComfyUI runs on the CPU",
+    ),
+    Setting(
         "gpu_seconds",
         ("COMFYPOD_GPU_SECONDS",),
         "15",
@@ -441,6 +449,7 @@ class Settings:
     allow_cpu: bool
     wedged_seconds: float
     node_seconds: float
+    standby: str
     gpu_seconds: float
     queue_limit: int
     disk_floor: int

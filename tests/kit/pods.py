@@ -106,7 +106,8 @@ class Site:
     def starts(self) -> list[dict[str, Any]]:
         """Return what each start of the stand-in saw: pid, arguments, environment."""
         path = self.folder / "starts"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def image_site(folder: Path, python: str, behaviour: standin.Orders | None = None, **facts: Any) -> Site:

@@ -52,6 +52,12 @@ def execute_prestartup_scripts():
                 except Exception as error:
                     print(f"Failed to execute startup-script: {path} / {error}", flush=True)
 
+async def init_extra_nodes(custom):
+    own = os.path.join(os.path.dirname(__file__), "comfy_extras", "nodes_own.py")
+    await load_custom_node(own, module_parent="comfy_extras")
+    if custom:
+        await init_external_custom_nodes()
+
 async def init_external_custom_nodes():
     for folder in folder_paths.get_folder_paths("custom_nodes"):
         for name in sorted(os.listdir(folder)):
@@ -76,6 +82,7 @@ parser.add_argument("--disable-auto-launch", action="store_true"); parser.add_ar
 parser.add_argument("--disable-all-custom-nodes", action="store_true")
 parser.add_argument("--extra-model-paths-config")
 options = parser.parse_args()
+import cuda_malloc
 orders = json.loads(pathlib.Path(os.environ["STANDIN_ORDERS"]).read_text())
 starts = pathlib.Path(os.environ["STANDIN_ORDERS"]).with_name("starts")
 with starts.open("a") as handle:
@@ -102,7 +109,8 @@ if options.extra_model_paths_config:
 folder_paths.folders["custom_nodes"].append(str(base / "custom_nodes"))
 if not nodes_off:
     nodes.execute_prestartup_scripts()
-    asyncio.run(nodes.init_external_custom_nodes())
+import torch
+asyncio.run(nodes.init_extra_nodes(custom=not nodes_off))
 
 def is_mute():
     later = orders["mute_later"]
@@ -206,6 +214,8 @@ class Routes(http.server.BaseHTTPRequestHandler):
             return self.websocket()
         if self.path == "/manager/reboot":
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        if self.path == "/manager/again":
+            os.execv(sys.executable, [sys.executable, *sys.argv])
         if self.path.startswith("/big"):
             return self.big(int(self.path.partition("=")[2]))
         if self.path.startswith(("/file", "/short")):
@@ -308,6 +318,10 @@ def tree(folder: Path, *, release: str = "1") -> Path:
     (folder / "main.py").write_text(_MAIN)
     (folder / "nodes.py").write_text(_NODES)
     (folder / "folder_paths.py").write_text(_FOLDER_PATHS)
+    (folder / "cuda_malloc.py").write_text("")
+    (folder / "torch.py").write_text("")
+    (folder / "comfy_extras").mkdir()
+    (folder / "comfy_extras" / "nodes_own.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
     (folder / "comfyui_version.py").write_text(f'__version__ = "{release}"\n')
     (folder / "comfy" / "__init__.py").write_text("")
     (folder / "comfy" / "ldm" / "model.py").write_text("LAYERS = 12\n" * 200)

@@ -16,6 +16,8 @@ _ALONE = {
     "launch/collector.py",
     "launch/comfyui.py",
     "launch/guard.py",
+    "launch/imports.py",
+    "launch/standby.py",
     "nodes/probe.py",
 }
 _MAY_NOT = {

@@ -11,6 +11,7 @@ from comfypod.boot.drain import Keeper
 from comfypod.boot.health import sentence
 from comfypod.boot.nodeguard import NodeGuard
 from comfypod.boot.policy import Attempts
+from comfypod.boot.standby import Standby
 from comfypod.errors import ComfypodError, NotRunningError, Problem
 
 if TYPE_CHECKING:
@@ -51,11 +52,14 @@ class Comfyui:
         self._context, self._pod = context, pod
         self._keeper = Keeper(context, pod.report)
         self._guard = NodeGuard(context, pod.report, pod.changed)
+        self._standby = Standby(context)
         self._served: asyncio.Task[None] | None = None
+        self._beside: asyncio.Task[None] | None = None
         context.allow_node = self._guard.allow
         self.decide = self._guard.decide
         self.follow = self._guard.follow
         self.drain = self._keeper.drain
+        self.launch = self._standby.start
 
     async def prepare(self) -> None:
         """See which nodes are there."""
@@ -65,12 +69,12 @@ class Comfyui:
         """Start it from the core that the workspace stage has prepared."""
         context = self._context
         assert context.core is not None  # noqa: S101 - the workspace stage has run
-        self._pod.start(
-            services.comfyui(
-                context.pod, context.settings, context.core, context.environ,
-                cpu=context.cpu, extra_paths=context.extra_paths, guard=self._guard.descriptors,
-            )
+        service = services.comfyui(
+            context.pod, context.settings, context.core, context.environ,
+            cpu=context.cpu, extra_paths=context.extra_paths, guard=self._guard.descriptors,
         )  # fmt: skip
+        self._pod.start(self._standby.known_to(service))
+        self._beside = self._beside or self._pod.spawn(self._standby.run())
 
     def was_ready(self, service: Supervised) -> None:
         """Keep an upgrade, draw conclusions about nodes, submit prompts that were left over."""
@@ -151,6 +155,11 @@ class Comfyui:
         for problem in core.problems:
             self._pod.report(problem)
         return f"ComfyUI {core.version} starts; `comfypod workspace upgrade` brings {context.pod.comfyui_version} again"
+
+    def stand_down(self) -> None:
+        """Have no standby from now on."""
+        if self._beside is not None:
+            self._beside.cancel()
 
     def close(self) -> None:
         """Draw no more conclusions."""

@@ -35,6 +35,15 @@ class StageView:
 
 
 @dataclass(frozen=True, slots=True)
+class StandbyView:
+    """The standby as `/status` shows it: what it is at, the memory that it has, how many starts it has been so far."""
+
+    state: str = "off"
+    memory_bytes: int = 0
+    starts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """What was looked at last: whether it is well, and how it is in a few words."""
 
@@ -74,6 +83,7 @@ class Health:
     prompts: PromptCounts = field(default_factory=PromptCounts)
     downloads: DownloadCounts = field(default_factory=DownloadCounts)
     gateway: GatewayCounts | None = None
+    standby: StandbyView = field(default_factory=StandbyView)
 
     def note(self, moment: str) -> bool:
         """Note when something happened first, in seconds since boot's first instruction; True that one time."""
@@ -160,6 +170,7 @@ class Health:
                 "queue_saved": self.queue_saved,
             },
             "memory": memory.read(self.cgroup).shown(),
+            "standby": asdict(self.standby),
             "identity": self.identity,
             "workspace": self.workspace,
             "environment": self.environment or {"key": "", "torch": self.pod.torch, "changed": []},

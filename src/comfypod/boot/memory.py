@@ -51,6 +51,25 @@ def read(root: Path = ROOT, own: Path = _OWN) -> Memory:
     return Memory()
 
 
+def free(root: Path = ROOT, own: Path = _OWN, machine: Path = Path("/proc/meminfo")) -> int | None:
+    """Return the bytes that this process could still have, with the files that the kernel would give back."""
+    found = [kib << 10 for name, kib in _table(machine) if name == "MemAvailable:"]
+    for folder, (limit, _, used, _) in _places(root, own):
+        most, now = _number(folder / limit), _number(folder / used)
+        if most is not None and now is not None and most < _NO_LIMIT:
+            files = dict(_table(folder / "memory.stat"))
+            found.append(most - now + files.get("inactive_file", 0) + files.get("active_file", 0))
+            break
+    return min(found, default=None)
+
+
+def _table(path: Path) -> Iterator[tuple[str, int]]:
+    for line in _text(path).splitlines():
+        words = line.split()
+        if len(words) > 1 and words[1].isdecimal():
+            yield words[0], int(words[1])
+
+
 def _places(root: Path, own: Path) -> Iterator[tuple[Path, tuple[str, str, str, str]]]:
     names: dict[str, str] = {}
     for line in _text(own).splitlines():

@@ -127,6 +127,14 @@ TABLE: tuple[Metric, ...] = (
         "service_restarts_total", "counter", ("service", "cause"), _restarts,
         "Restarts of a service by what ended it: exit, signal, out-of-memory, wedged, asked",
     ),
+    _row(
+        "standby_starts_total", "counter", (), lambda health, _: _one(health.standby.starts),
+        "Starts of ComfyUI that a standby has been",
+    ),
+    _row(
+        "standby_memory_bytes", "gauge", (), lambda health, _: _one(health.standby.memory_bytes),
+        "Memory of the ComfyUI that stands by, with what it shares; 0 where there is none",
+    ),
     _row("queue_prompts", "gauge", ("state",), _queue, "Prompts in ComfyUI's queue: running, pending"),
     _row(
         "prompts_total", "counter", ("result",),

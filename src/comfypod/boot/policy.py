@@ -8,6 +8,8 @@ from comfypod.boot import suspects
 
 CAUSES = ("exit", "signal", "out-of-memory", "wedged", "asked")
 FIRST_DELAY = 1.0
+# Exit code of a ComfyUI that serves and asks to be started again (`launch/comfyui.py`).
+AGAIN = 75
 _LONGEST_DELAY = 60.0
 
 

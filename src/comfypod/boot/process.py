@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from comfypod import proc
 from comfypod.boot import httpd, memory, silence
-from comfypod.boot.policy import CAUSES, Attempts, Cause, after_death, cause_of, exit_code
+from comfypod.boot.policy import AGAIN, CAUSES, Attempts, Cause, after_death, cause_of, exit_code
 from comfypod.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from comfypod.boot.services import Service
 
@@ -56,11 +56,15 @@ def _by_policy(service: Supervised, served: float | None) -> Attempts:
     return after_death(service.attempts, service.service.limits, served)
 
 
+async def _started(service: Service, argv: tuple[str, ...]) -> proc.ServiceChild:
+    return await proc.start_service(argv, service.env, service.cwd, service.keep)
+
+
 class Supervised:
     """Runs one service until told to stop: starts it, watches it, restarts it after a growing pause.
 
     `prompts` is written by whoever asks ComfyUI for its queue. `cause` is why the last run was killed, where known.
-    `decide` says what follows a death, by the seconds that the run had served.
+    `decide` says what follows a death, by the seconds that the run had served. `start` starts the program.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Supervised:
         changed: Callable[[Supervised], None],
         cgroup: Path = memory.ROOT,
         decide: Callable[[Supervised, float | None], Attempts] | None = None,
+        start: Callable[[Service, tuple[str, ...]], Awaitable[proc.ServiceChild]] = _started,
     ) -> None:
         self.service = service
         self.state = State.STOPPED
@@ -81,7 +86,8 @@ class Supervised:
         self.cause: Cause | None = None
         self.prompts = 0
         self.busy = False
-        self._cgroup, self._decide = cgroup, decide or _by_policy
+        self._cgroup, self._decide, self._start = cgroup, decide or _by_policy, start
+        self._before = memory.Memory()
         self._silence = silence.begun(0.0)
         self._wedged: Cause | None = None
         self._output = output
@@ -95,6 +101,11 @@ class Supervised:
     def pid(self) -> int | None:
         """The child's pid, None when there is none."""
         return self._child.pid if self._child is not None else None
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """What it is started with."""
+        return self.service.safe_argv if self.attempts.safe_mode else self.service.argv
 
     @property
     def failure_code(self) -> int:
@@ -112,17 +123,20 @@ class Supervised:
     async def run(self) -> None:
         """Keep the service running until `stop` or until it is given up."""
         while not self._ending.is_set():
-            before = memory.read(self._cgroup)
+            self.forget_kills()
             returncode = await self._one_run()
             if self._ending.is_set():
                 break
+            if returncode == AGAIN and self._ready_at is not None and self._asked is None:
+                self._move(State.STOPPING)
+                self._asked = self.attempts
             if self._asked is not None:
                 self.attempts, self._asked = self._asked, None
                 self._count_restart("asked")
                 continue
             self.last_exit, self.failing = returncode, True
-            self.cause = self._wedged or memory.ran_out(before, memory.read(self._cgroup), returncode)
-            self.attempts = self._decide(self, self._served_seconds)
+            self.cause = self._wedged or memory.ran_out(self._before, memory.read(self._cgroup), returncode)
+            self.attempts = self._decide(self, self.served_seconds)
             if self.attempts.gave_up:
                 self._move(State.FAILED)
                 return
@@ -138,9 +152,13 @@ class Supervised:
             self._move(State.STOPPED)
 
     @property
-    def _served_seconds(self) -> float | None:
+    def served_seconds(self) -> float | None:
         """How long this run has served, without the silence at its end; None when it never was ready."""
         return None if self._ready_at is None else time.monotonic() - self._ready_at - self._silence.seconds
+
+    def forget_kills(self) -> None:
+        """Take what the kernel has killed so far for lack of memory as not ours."""
+        self._before = memory.read(self._cgroup)
 
     def _count_restart(self, cause: str) -> None:
         self.restarts += 1
@@ -150,9 +168,8 @@ class Supervised:
         self._ready_at, self._wedged, self.busy, self.prompts = None, None, False, 0
         self._silence = silence.begun(time.monotonic())
         self._move(State.STARTING)
-        argv = self.service.safe_argv if self.attempts.safe_mode else self.service.argv
         try:
-            child = await proc.start_service(argv, self.service.env, self.service.cwd, self.service.keep)
+            child = await self._start(self.service, self.argv)
         except HostError as error:
             self._output(f"{error.message}\n".encode())
             return 127

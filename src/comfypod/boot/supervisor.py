@@ -300,10 +300,12 @@ class Supervisor:
         if self._context.in_image:
             identity.renounce()
         self.health.urls[service.name] = self._doorway.url(service.name)
-        cgroup, decide = self._context.surroundings.cgroup, self._comfyui.decide if service.critical else None
-        supervised = Supervised(service, self._logs.of(service.name), self.changed, cgroup, decide)
+        output, cgroup = self._logs.of(service.name), self._context.surroundings.cgroup
         if service.critical:
+            supervised = Supervised(service, output, self.changed, cgroup, self._comfyui.decide, self._comfyui.launch)
             self._comfyui.follow(supervised)
+        else:
+            supervised = Supervised(service, output, self.changed, cgroup)
         self._run(supervised)
 
     def _run(self, supervised: Supervised) -> None:
@@ -369,6 +371,7 @@ class Supervisor:
     async def _stop_services(self, booting: asyncio.Task[None]) -> None:
         self.health.stopping = True
         self._doorway.push()
+        self._comfyui.stand_down()
         await asyncio.wait([booting])
         *services, gateway = self.health.services
         # The rest stops while ComfyUI drains: docker's ten seconds are for both.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import socket
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _OPTION = "--port"
 
 
-def rest_until_served(words: list[str]) -> None:
-    """Switch the collector off until the program with these arguments listens on its `--port`.
+def rest_until_served(words: list[str], served: Callable[[], None]) -> None:
+    """Switch the collector off until the program with these arguments listens on its `--port`, and call `served` then.
 
     What is there then is not looked at again (gc.freeze). A program without that argument keeps its collector.
     """
@@ -27,6 +30,7 @@ def rest_until_served(words: list[str]) -> None:
             del socket.socket.listen
             gc.freeze()
             gc.enable()
+            served()
 
     socket.socket.listen = listen  # type: ignore[method-assign,assignment]
     gc.disable()

@@ -1,7 +1,7 @@
 """Start ComfyUI with a guard around its custom nodes, and with the collector off until it serves.
 
-`python comfyui.py ORDERS,EVENTS MAIN_PY ARGUMENT...` is `python MAIN_PY ARGUMENT...` in all else: the numbers are those
-of two open descriptors, see `guard.py`.
+`python comfyui.py ORDERS,EVENTS[,RECORD[,LINE]] MAIN_PY ARGUMENT...` is `python MAIN_PY ARGUMENT...` in all else: the
+numbers are those of open descriptors, see `guard.py` and, for the last two, `standby.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib.util
 import os
 import runpy
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 
 def _neighbour(name: str) -> Any:
@@ -23,30 +23,73 @@ def _neighbour(name: str) -> Any:
     return module
 
 
-def _come_back(events: int, launcher: str, line: str) -> None:
-    """Have a ComfyUI that replaces itself (ComfyUI-Manager's restart) come back with its guard."""
-    plain, main = os.execv, sys.argv[0]
+class _Launch:
+    """One start. `numbers` are the descriptors, `launcher` is the path of this file."""
 
-    def execv(program: Any, words: Any) -> None:
-        os.set_inheritable(events, True)
+    def __init__(self, launcher: str, numbers: list[int]) -> None:
+        self._launcher, self._numbers, self._arguments = launcher, numbers, list(sys.argv)
+        self._plain = os.execv
+        self._serving: dict[str, str] | None = None
+        self._at = _neighbour("imports").At
+        self._standby: Any = None
+
+    def prepare(self) -> None:
+        """Set up what stands around ComfyUI, be it at once or, in a standby, when its time comes."""
+        _, events, *more = self._numbers
+        os.set_inheritable(events, False)
+        os.execv = self._execv  # type: ignore[assignment]
+        self._standby = _neighbour("standby") if more else None
+        _neighbour("collector").rest_until_served(sys.argv, self._served)
+        if len(more) < 2:
+            self._begin()
+            return
+        os.set_inheritable(more[1], False)
+        standby = self._standby.Standby(*more, self._at, self._begin)
+        standby.afresh = self._afresh
+        standby.loading = lambda: self._guard.loading
+
+    def _begin(self) -> None:
+        orders, events, *more = self._numbers
+        self._guard = _neighbour("guard").Guard(orders, events)
+        if len(more) == 1:
+            recorder = self._standby.Recorder(more[0], self._at, lambda: self._guard.loading)
+            self._guard.nodes_begin = recorder.nodes_begin
+        self._guard.install()
+        self._at("nodes", after=self._guard.wrap)
+
+    def _served(self) -> None:
+        self._serving = dict(os.environ)
+
+    def _execv(self, program: Any, words: Any) -> None:
+        """Have a ComfyUI that replaces itself (ComfyUI-Manager's restart) come back with its guard.
+
+        Where a standby may wait and nothing else is asked for than the same again, it ends and has boot start it.
+        """
         words = list(words)
-        if words[1:2] == [main]:
-            words[1:1] = [launcher, line]
-        plain(program, words)
+        if words[1:] == self._arguments and self._standby is not None and self._serving == dict(os.environ):
+            os._exit(self._standby.read(self._numbers[2])["again"])
+        if words[1:2] == self._arguments[:1]:
+            words[1:1] = self._words()
+        self._replace(program, words)
 
-    os.execv = execv  # type: ignore[assignment]
+    def _words(self) -> list[str]:
+        return [self._launcher, ",".join(map(str, self._numbers[:3]))]
+
+    def _afresh(self) -> NoReturn:
+        self._replace(sys.executable, [sys.orig_argv[0], *self._words(), *self._arguments])
+        raise AssertionError
+
+    def _replace(self, program: Any, words: list[str]) -> None:
+        os.set_inheritable(self._numbers[1], True)
+        self._plain(program, words)
 
 
 def main() -> None:
     """Become ComfyUI."""
     launcher, line = sys.argv[:2]
-    orders, events = map(int, line.split(","))
     del sys.argv[:2]
     sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
-    os.set_inheritable(events, False)
-    _come_back(events, launcher, line)
-    _neighbour("guard").Guard(orders, events).install()
-    _neighbour("collector").rest_until_served(sys.argv)
+    _Launch(launcher, [int(number) for number in line.split(",")]).prepare()
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

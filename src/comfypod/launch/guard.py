@@ -45,9 +45,15 @@ class Guard:
         self._node = ""
         self._began = 0.0
         self._failed: dict[str, tuple[str, str]] = {}
+        self.nodes_begin: Callable[[], object] = int
+
+    @property
+    def loading(self) -> bool:
+        """Whether a node is being loaded, or its start script runs."""
+        return bool(self._node)
 
     def install(self) -> None:
-        """Watch from now on: what is loaded by file, and the whole of ComfyUI's `load_custom_node`."""
+        """Watch from now on what is loaded by file; `wrap` is for what ComfyUI does with it."""
         faulthandler.enable()
         plain = importlib.util.spec_from_file_location
 
@@ -59,7 +65,6 @@ class Guard:
             return spec
 
         importlib.util.spec_from_file_location = spec_from_file_location
-        sys.meta_path.insert(0, _Nodes(self))
         self.tell("", "begun")
 
     def tell(self, node: str, state: str, reason: str = "") -> None:
@@ -131,6 +136,20 @@ class Guard:
             self.tell(node, *(("loaded",) if well else state))
         return well
 
+    def wrap(self, nodes: Any) -> None:
+        """Watch the whole of `load_custom_node` in ComfyUI's `nodes`; `nodes_begin` is called when it first is."""
+        plain = getattr(nodes, "load_custom_node", None)
+        if plain is None:
+            return
+
+        async def load_custom_node(module_path: str, *words: Any, **options: Any) -> bool:
+            begin, self.nodes_begin = self.nodes_begin, int
+            begin()
+            node, work = self.node_of(module_path), plain(module_path, *words, **options)
+            return await (self.load_whole(node, work) if node else work)
+
+        nodes.load_custom_node = load_custom_node
+
     def _note(self, node: str, error: BaseException) -> str:
         """Keep why a node failed, and return it."""
         if isinstance(error, TookTooLongError):
@@ -154,37 +173,3 @@ class _NodeLoader(importlib.machinery.SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._guard.load(self._node, lambda: super(_NodeLoader, self).exec_module(module))
-
-
-class _Nodes:
-    """Finds ComfyUI's module `nodes` once, and puts the guard around its `load_custom_node`."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return the spec of `nodes` (importlib.abc.MetaPathFinder)."""
-        if name != "nodes":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            plain = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                plain(module)
-                self._wrap(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-    def _wrap(self, nodes: Any) -> None:
-        guard, plain = self._guard, getattr(nodes, "load_custom_node", None)
-        if plain is None:
-            return
-
-        async def load_custom_node(module_path: str, *words: Any, **options: Any) -> bool:
-            node, work = guard.node_of(module_path), plain(module_path, *words, **options)
-            return await (guard.load_whole(node, work) if node else work)
-
-        nodes.load_custom_node = load_custom_node

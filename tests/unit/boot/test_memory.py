@@ -62,6 +62,27 @@ def test_e2_what_a_kernel_does_not_tell_is_none(tmp_path: Path) -> None:
     assert memory.read(tmp_path / "nothing", tmp_path / "none") == Memory()
 
 
+_STAT = "anon 1\ninactive_file 300\nactive_file 50\nshmem 7\nbroken\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "machine", "free"),
+    [
+        (_V2 | {"memory.stat": _STAT}, "MemTotal: 9 kB\nMemAvailable:  4000000 kB\n", 2147483648 - 1000000 + 350),
+        (_V1, "MemAvailable:  4000000 kB\n", 2147483648 - 1000000),
+        (_V2, "MemAvailable:  1000 kB\n", 1024000),
+        (_V2 | {"memory.max": "max"}, "MemAvailable:  1000 kB\n", 1024000),
+        (_V2 | {"memory.max": "max"}, "nonsense", None),
+    ],
+)
+def test_what_is_free_is_what_group_and_machine_would_give_files_included(
+    tmp_path: Path, files: dict[str, str], machine: str, free: int | None
+) -> None:
+    _write(tmp_path / "memory" if "memory.oom_control" in files else tmp_path, files)
+    (tmp_path / "meminfo").write_text(machine)
+    assert memory.free(tmp_path, _own(tmp_path, ""), tmp_path / "meminfo") == free
+
+
 def test_this_machine_can_be_read() -> None:
     assert set(memory.read().shown()) == {"limit", "peak", "used"}
 

@@ -1,4 +1,4 @@
-"""The launcher as a process: what it starts must not notice it."""
+"""The launcher as a process, at once and by a standby: what it starts must not notice it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from comfypod.boot.guardline import LAUNCHER, GuardLine
 from comfypod.ports import choose_free
+from tests.kit.launching import WAYS, launch
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.kit.launching import Way
 
 _FACTS = """
+import cuda_malloc
 import json, os, sys
 print(json.dumps([__name__, __file__, sys.argv, sys.path[0], os.getcwd(), sys.modules["__main__"].__file__]))
 """
 
 
-def _run(main: Path, *arguments: str, guarded: bool) -> subprocess.CompletedProcess[str]:
-    line = GuardLine(lambda _: None)
-    line.tell(5.0, {})
-    before = [str(LAUNCHER), ",".join(map(str, line.descriptors))] if guarded else []
-    return subprocess.run(
-        [sys.executable, *before, str(main), *arguments],
-        capture_output=True, text=True, pass_fds=line.descriptors, cwd=main.parent.parent, check=False, timeout=60,
-    )  # fmt: skip
+def _run(main: Path, *arguments: str, way: Way = "launcher") -> subprocess.CompletedProcess[str]:
+    (main.resolve().parent / "cuda_malloc.py").touch()
+    with launch(way, main, *arguments, cwd=main.parent.parent) as process:
+        said, wrong = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, said, wrong)
 
 
 def test_a_program_sees_what_it_sees_without_the_launcher(tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_a_program_sees_what_it_sees_without_the_launcher(tmp_path: Path) -> Non
     (folder / "main.py").write_text(_FACTS)
     (tmp_path / "link.py").symlink_to(folder / "main.py")
     for main in (folder / "main.py", tmp_path / "link.py"):
-        plain, guarded = (_run(main, "--cpu", "a b", guarded=each) for each in (False, True))
-        assert guarded.stdout == plain.stdout
+        plain, *others = (_run(main, "--cpu", "a b", way=way) for way in WAYS)
+        assert [each.stdout for each in others] == [plain.stdout] * 2
         assert json.loads(plain.stdout)[0] == "__main__"
 
 
@@ -50,20 +50,20 @@ def test_a_program_sees_what_it_sees_without_the_launcher(tmp_path: Path) -> Non
      ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15), ("raise KeyboardInterrupt", -2)],
 )  # fmt: skip
 def test_a_program_ends_as_it_ends_without_the_launcher(tmp_path: Path, code: str, status: int) -> None:
-    (tmp_path / "main.py").write_text(code)
-    plain, guarded = (_run(tmp_path / "main.py", guarded=each) for each in (False, True))
-    assert (plain.returncode, guarded.returncode) == (status, status)
-    assert guarded.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
+    (tmp_path / "main.py").write_text(f"import cuda_malloc\n{code}")
+    done = [_run(tmp_path / "main.py", way=way) for way in WAYS]
+    assert [each.returncode for each in done] == [status] * 3
+    assert len({tuple(each.stderr.splitlines()[-1:]) for each in done}) == 1
 
 
 def test_a_program_that_replaces_itself_comes_back_with_its_guard(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(
-        "import os, sys\n"
+        "import cuda_malloc, os, sys\n"
         "print(type(os.execv).__name__, flush=True)\n"
         "if 'again' not in sys.argv: os.execv(sys.executable, [sys.executable, *sys.argv, 'again'])\n"
     )
-    assert _run(tmp_path / "main.py", guarded=False).stdout.split() == ["builtin_function_or_method"] * 2
-    assert _run(tmp_path / "main.py", guarded=True).stdout.split() == ["function"] * 2
+    found = {way: _run(tmp_path / "main.py", way=way).stdout.split() for way in WAYS}
+    assert found == {"plain": ["builtin_function_or_method"] * 2, "launcher": ["method"] * 2, "standby": ["method"] * 2}
 
 
 def test_what_comfyui_starts_does_not_hold_the_line_open(tmp_path: Path) -> None:
@@ -81,6 +81,7 @@ def test_what_comfyui_starts_does_not_hold_the_line_open(tmp_path: Path) -> None
 
 
 _COLLECTED = """
+import cuda_malloc
 import gc, json, socket, sys
 states = [gc.isenabled(), gc.get_freeze_count() > 0]
 for port in (0, int(sys.argv[-1])):
@@ -96,12 +97,12 @@ print(json.dumps([*states, "listen" in vars(socket.socket)]))
 def test_the_collector_rests_until_comfyui_listens_on_its_own_port(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(_COLLECTED)
     arguments = ("--port", "1", "--port", str(choose_free(20000, like=0)))
-    done = [_run(tmp_path / "main.py", *arguments, guarded=each) for each in (True, False)]
-    guarded, plain = ([int(state) for state in json.loads(each.stdout)] for each in done)
-    assert guarded == [0, 0, 0, 0, 1, 1, 0]
+    done = [_run(tmp_path / "main.py", *arguments, way=way) for way in WAYS]
+    plain, *others = ([int(state) for state in json.loads(each.stdout)] for each in done)
+    assert others == [[0, 0, 0, 0, 1, 1, 0]] * 2
     assert plain == [1, 0, 1, 0, 1, 0, 0]
 
 
 def test_a_program_that_serves_on_no_port_keeps_its_collector(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("import gc; print(gc.isenabled())")
-    assert _run(tmp_path / "main.py", "--quick-test-for-ci", guarded=True).stdout == "True\n"
+    assert _run(tmp_path / "main.py", "--quick-test-for-ci").stdout == "True\n"

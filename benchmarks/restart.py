@@ -1,0 +1,151 @@
+"""A restart of ComfyUI in a running pod beside a bare start: `uv run python -m benchmarks.restart [--runs N]`.
+
+In turn, on one machine: ComfyUI bare (`python main.py`, on a port and a database of its own), a restart of the pod's
+ComfyUI by the standby, and one with no standby there. A restart is from the request on the pod's page to the first 200
+of `/system_stats` through the gateway, the end of the old ComfyUI included. Prints medians and ratios; with `--json`
+the same as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from benchmarks.boot import CONTROL, LONGEST, POLL, PORTS, prepare, spread
+from comfypod import control, podfile
+from comfypod.workspace.children import child_environ
+from comfypod.workspace.layout import Layout
+
+GATEWAY = f"http://127.0.0.1:{PORTS['port']}"
+BARE_PORT = "18190"
+WAYS = ("bare", "standby", "without")
+
+
+def answers(url: str, began: float) -> float:
+    """Return the seconds from `began` to the first 200 of `/system_stats`."""
+    while time.monotonic() - began < LONGEST:
+        try:
+            with urllib.request.urlopen(f"{url}/system_stats", timeout=5) as answer:
+                if answer.status == 200:
+                    return time.monotonic() - began
+        except (urllib.error.URLError, OSError):
+            time.sleep(POLL)
+    raise SystemExit("not ready in time")
+
+
+def bare(pod: podfile.PodFile, workspace: Path) -> float:
+    """Start ComfyUI as anyone would."""
+    tree = Layout(workspace).comfyui
+    database = f"sqlite:///{workspace.parent / 'bare.db'}"
+    argv = [pod.python, str(tree / "main.py"), *pod.comfyui_args, "--port", BARE_PORT, "--disable-auto-launch"]
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*argv, "--database-url", database], env=child_environ(os.environ, Path(pod.python), workspace), cwd=tree,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    seconds = answers(f"http://127.0.0.1:{BARE_PORT}", began)
+    process.terminate()
+    process.wait(30)
+    return seconds
+
+
+def status() -> dict[str, Any]:
+    """Ask the pod."""
+    return control.status(CONTROL) or {}
+
+
+def restart(starts: int) -> float:
+    """Restart the pod's ComfyUI; `starts` says how many starts the standby shall have been by then."""
+    began = time.monotonic()
+    request = urllib.request.Request(f"{GATEWAY}/_pod/do/restart", b"{}")
+    with urllib.request.urlopen(request, timeout=LONGEST):
+        seconds = answers(GATEWAY, began)
+    if status()["standby"]["starts"] != starts:
+        raise SystemExit(f"not the start that was to be measured: {status()['standby']}")
+    return seconds
+
+
+def standby_waits() -> int:
+    """Wait until the standby waits; return the bytes that it has."""
+    while (view := status()["standby"])["state"] != "waiting":
+        time.sleep(0.5)
+    return int(view["memory_bytes"])
+
+
+def measure(pod: podfile.PodFile, workspace: Path, runs: int) -> tuple[dict[str, list[float]], int]:
+    """Measure each way in turn; the first round is not counted."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    size = 0
+    for number in range(runs + 1):
+        size = standby_waits()
+        round_ = {"bare": bare(pod, workspace), "standby": restart(number + 1), "without": restart(number + 1)}
+        print(
+            f"run {number}: " + ", ".join(f"{way} {seconds:.2f} s" for way, seconds in round_.items()), file=sys.stderr
+        )
+        for way, seconds in round_.items() if number else ():
+            found[way].append(seconds)
+    return found, size
+
+
+def report(found: dict[str, list[float]], size: int) -> dict[str, Any]:
+    """Put the figures together."""
+    plain = statistics.median(found["bare"])
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "runs": len(found["bare"]),
+        "standby_bytes": size,
+        "seconds": {way: spread(seconds) for way, seconds in found.items()},
+        "ratio_of_medians": {way: round(statistics.median(found[way]) / plain, 4) for way in WAYS[1:]},
+        "ratio_by_round": {
+            way: spread([ours / theirs for ours, theirs in zip(found[way], found["bare"], strict=True)])
+            for way in WAYS[1:]
+        },
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """Render the figures as a table in Markdown."""
+    lines = [f"{figures['machine']}, {figures['runs']} interleaved runs", "", "| | min | median | max |"]
+    lines += ["| --- | --- | --- | --- |"]
+    rows = {f"{way}, seconds": row for way, row in figures["seconds"].items()}
+    rows |= {f"{way}, ratio by round": row for way, row in figures["ratio_by_round"].items()}
+    lines += [f"| {name} | {row['min']:.3f} | {row['median']:.3f} | {row['max']:.3f} |" for name, row in rows.items()]
+    ratios = ", ".join(f"{way} {ratio:.3f}" for way, ratio in figures["ratio_of_medians"].items())
+    return "\n".join([*lines, "", f"ratio of medians: {ratios}; the standby has {figures['standby_bytes'] >> 20} MiB"])
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="rounds to measure after one that is not counted")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
+        workspace = Path(folder) / "workspace"
+        pod = prepare(workspace)
+        given = [f"--set={name}={value}" for name, value in {**PORTS, "workspace": str(workspace)}.items()]
+        argv = [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(Layout(workspace).pod_file), *given]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        booted = subprocess.Popen([*argv, "--set=standby=on"], env=env, stdout=subprocess.DEVNULL)
+        try:
+            answers(GATEWAY, time.monotonic())
+            figures = report(*measure(pod, workspace, options.runs))
+        finally:
+            booted.terminate()
+            booted.wait(60)
+    print(json.dumps(figures, indent=1) if options.json else show(figures))
+
+
+if __name__ == "__main__":
+    main()
