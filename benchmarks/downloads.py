@@ -174,7 +174,7 @@ def measure(folder: Path, size: int, runs: int) -> dict[str, dict[str, list[floa
 
 
 def memory(folder: Path, size: int) -> float:
-    """Return the door's peak memory in MB for a sparse file, by which the kernel counts (VmHWM)."""
+    """Return the door's peak memory in MB for a sparse file over 16 connections, as the kernel counts it (VmHWM)."""
     place = folder / "www" / "sparse"
     place.parent.mkdir()
     with place.open("wb") as sink:
@@ -182,7 +182,7 @@ def memory(folder: Path, size: int) -> float:
     program = _DOOR.replace("sys.exit(", "print(open('/proc/self/status').read())\nsys.exit(")
     with nginx(folder), place.open("rb") as whole:
         sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
-        argv = [sys.executable, "-c", program, f"{URL}/sparse", str(folder / "sparse"), sha256]
+        argv = [sys.executable, "-c", program, f"{URL}/capped/sparse", str(folder / "sparse"), sha256]
         said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     return next(int(line.split()[1]) / 1000 for line in said.splitlines() if line.startswith("VmHWM"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -27,21 +28,25 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         """Follow."""
-        at, buffer = 0, memoryview(bytearray(_CHUNK))
+        try:
+            self._follow()
+        except OSError as error:
+            self._error = error
+
+    def _follow(self) -> None:
+        at, front, buffer = 0, 0, memoryview(bytearray(_CHUNK))
         while not self._given_up.is_set():
-            whole = self._whole.is_set()
-            front = self._front()
             if at < front:
-                try:
-                    count = os.preadv(self._handle, [buffer[: front - at]], at)
-                except OSError as error:
-                    self._error = error
-                    return
+                count = os.preadv(self._handle, [buffer[: front - at]], at)
+                if not count:
+                    raise OSError(errno.EIO, "the file was cut short by something else")
                 self._digest.update(buffer[:count])
                 at += count
-            elif whole:
-                return
-            else:
+                continue
+            whole, front = self._whole.is_set(), self._front()
+            if at == front:
+                if whole:
+                    return
                 self._whole.wait(_LOOK_SECONDS)
 
     def give_up(self) -> None:
