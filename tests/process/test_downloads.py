@@ -108,7 +108,7 @@ def test_d1_a_killed_download_goes_on_where_it_was(tmp_path: Path, web: Host) ->
 
 @pytest.mark.slow  # 200 processes, each of which must get some way
 def test_d1_after_200_kills_the_digest_is_right_and_little_was_fetched_twice(tmp_path: Path, web: Host) -> None:
-    size, kills, chance = 160 << 20, 200, random.Random(3)
+    size, kills, chance = 256 << 20, 200, random.Random(3)
     desk = Desk(tmp_path, web, chance.randbytes(size), connections=4, cap=1_000_000)
     for _ in range(kills):
         asked = len(web.requests)

@@ -15,7 +15,7 @@ Span = tuple[int, int]
 LEAST = 16 << 20
 MOST = 256 << 20
 # The rest of a piece is not cut for less than this.
-_WORTH = 1 << 20
+_WORTH = 2 << 20
 
 
 @dataclass(slots=True, eq=False)
