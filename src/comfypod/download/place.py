@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import copying, files
 from comfypod.errors import IntegrityError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from comfypod.download.order import Order
 
 
@@ -27,7 +26,9 @@ def check(order: Order) -> None:
         raise UsageError(f"{str(target)!r} cannot be the name of a file to fetch", hint)
     if order.below is not None:
         inside = target.is_relative_to(order.below) and target != order.below
-        if not inside or not target.parent.resolve().is_relative_to(order.below.resolve()):
+        # Not Path.resolve, which raises another error where links lead in a circle.
+        parent, below = Path(os.path.realpath(target.parent)), os.path.realpath(order.below)
+        if not inside or not parent.is_relative_to(below):
             raise UsageError(f"{str(target)!r} is not below {order.below}", hint)
 
 

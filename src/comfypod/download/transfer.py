@@ -141,10 +141,13 @@ class Attempt:
             self._marked = (time.monotonic(), done)
 
     def _wants_company(self) -> bool:
-        """Whether a connection, alone so far, is known not to be as fast as this machine."""
+        """Whether a connection, alone so far, is known not to be as fast as this machine.
+
+        Its first bytes are looked at before others ask for more: they may be those of a page that asks for a login.
+        """
         when, before = self._marked
         seconds = time.monotonic() - when
-        return seconds >= _FIRST_SECONDS and self.pieces.done - before < _FAST * seconds
+        return seconds >= _FIRST_SECONDS and 0 < self.pieces.done - before < _FAST * seconds
 
     def _end(self, lanes: list[Lane]) -> None:
         """Stop the connections. One that still looks up a name is left to itself: it has nothing to write by then."""

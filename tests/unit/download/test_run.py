@@ -370,6 +370,13 @@ def test_d7_a_name_that_leaves_its_folder_is_refused_before_a_request(desk: Desk
     assert not (tmp_path / "x").exists()
 
 
+def test_d7_links_that_lead_in_a_circle_are_refused_in_a_sentence(desk: Desk) -> None:
+    desk.models.mkdir(parents=True)
+    (desk.models / "circle").symlink_to("circle")
+    (error,) = desk.fetch(Order(f"{desk.web.url}/a", desk.models / "circle" / "x", below=desk.models))
+    assert isinstance(error, StorageError)
+
+
 def test_d7_what_the_host_calls_a_file_changes_nothing(desk: Desk, tmp_path: Path) -> None:
     desk.web.files["/a"].headers = {"Content-Disposition": 'attachment; filename="../../evil"'}
     assert desk.fetch(desk.order(below=desk.models)) == [None]
