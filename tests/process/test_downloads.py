@@ -109,9 +109,9 @@ def test_d1_a_killed_download_goes_on_where_it_was(tmp_path: Path, web: Host) ->
 @pytest.mark.slow  # 200 processes, each of which must get some way
 def test_d1_after_200_kills_the_digest_is_right_and_little_was_fetched_twice(tmp_path: Path, web: Host) -> None:
     size, kills, chance = 256 << 20, 200, random.Random(3)
-    # One call cannot make so many.
-    body = b"".join(chance.randbytes(1 << 20) for _ in range(size >> 20))
-    desk = Desk(tmp_path, web, body, connections=4, cap=1_000_000)
+    desk = Desk(
+        tmp_path, web, b"".join(chance.randbytes(1 << 20) for _ in range(size >> 20)), connections=4, cap=1_000_000
+    )
     for _ in range(kills):
         asked = len(web.requests)
         process = desk.start()
