@@ -25,7 +25,7 @@ _BUFFER = 1 << 19
 SLOWEST = 2000
 GRACE_SECONDS = 15.0
 # So much, and a connection counts as sound again.
-_SOUND = 1 << 20
+_SOUND = 1 << 16
 _PAGES = (b"<!doctype html", b"<html", b"<?xml")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
