@@ -71,6 +71,10 @@ def restart(starts: int) -> float:
     request = urllib.request.Request(f"{GATEWAY}/_pod/do/restart", b"{}")
     with urllib.request.urlopen(request, timeout=LONGEST):
         seconds = answers(GATEWAY, began)
+    # It is counted a moment later.
+    deadline = time.monotonic() + 10
+    while status()["standby"]["starts"] < starts and time.monotonic() < deadline:
+        time.sleep(POLL)
     if status()["standby"]["starts"] != starts:
         raise SystemExit(f"not the start that was to be measured: {status()['standby']}")
     return seconds

@@ -41,6 +41,18 @@ async def load_custom_node(module_path, ignore=frozenset(), module_parent="custo
         print(traceback.format_exc(), f"Cannot import {module_path}: {error}", flush=True)
         return False
 
+async def init_external_custom_nodes():
+    for folder in folder_paths.get_folder_paths("custom_nodes"):
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            wanted = os.path.isdir(path) or name.endswith(".py")
+            if wanted and name != "__pycache__" and not name.endswith(".disabled"):
+                await load_custom_node(path)
+"""
+_PRESTARTUP = r"""
+import importlib.util, os
+import folder_paths
+
 def execute_prestartup_scripts():
     for folder in folder_paths.get_folder_paths("custom_nodes"):
         for name in sorted(os.listdir(folder)):
@@ -51,20 +63,6 @@ def execute_prestartup_scripts():
                     spec.loader.exec_module(importlib.util.module_from_spec(spec))
                 except Exception as error:
                     print(f"Failed to execute startup-script: {path} / {error}", flush=True)
-
-async def init_extra_nodes(custom):
-    own = os.path.join(os.path.dirname(__file__), "comfy_extras", "nodes_own.py")
-    await load_custom_node(own, module_parent="comfy_extras")
-    if custom:
-        await init_external_custom_nodes()
-
-async def init_external_custom_nodes():
-    for folder in folder_paths.get_folder_paths("custom_nodes"):
-        for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            wanted = os.path.isdir(path) or name.endswith(".py")
-            if wanted and name != "__pycache__" and not name.endswith(".disabled"):
-                await load_custom_node(path)
 """
 _FOLDER_PATHS = r"""
 folders = {"custom_nodes": []}
@@ -101,16 +99,17 @@ if orders["die"] is not None and not healed:
     print("stand-in dies", flush=True)
     os._exit(orders["die"])
 
-import asyncio, folder_paths, nodes
+import asyncio, folder_paths, prestartup
 base = pathlib.Path(options.base_directory or pathlib.Path(__file__).parent)
 if options.extra_model_paths_config:
     extra = json.loads(pathlib.Path(options.extra_model_paths_config).read_text()).values()
     folder_paths.folders["custom_nodes"] += [each["custom_nodes"] for each in extra if "custom_nodes" in each]
 folder_paths.folders["custom_nodes"].append(str(base / "custom_nodes"))
 if not nodes_off:
-    nodes.execute_prestartup_scripts()
-import torch
-asyncio.run(nodes.init_extra_nodes(custom=not nodes_off))
+    prestartup.execute_prestartup_scripts()
+import torch, nodes
+if not nodes_off:
+    asyncio.run(nodes.init_external_custom_nodes())
 
 def is_mute():
     later = orders["mute_later"]
@@ -317,11 +316,10 @@ def tree(folder: Path, *, release: str = "1") -> Path:
         (folder / name).mkdir(parents=True)
     (folder / "main.py").write_text(_MAIN)
     (folder / "nodes.py").write_text(_NODES)
+    (folder / "prestartup.py").write_text(_PRESTARTUP)
     (folder / "folder_paths.py").write_text(_FOLDER_PATHS)
     (folder / "cuda_malloc.py").write_text("")
     (folder / "torch.py").write_text("")
-    (folder / "comfy_extras").mkdir()
-    (folder / "comfy_extras" / "nodes_own.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
     (folder / "comfyui_version.py").write_text(f'__version__ = "{release}"\n')
     (folder / "comfy" / "__init__.py").write_text("")
     (folder / "comfy" / "ldm" / "model.py").write_text("LAYERS = 12\n" * 200)

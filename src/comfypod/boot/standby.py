@@ -123,6 +123,7 @@ class Standby:
         self._record = os.memfd_create("standby")
         self._made: _Made | None = None
         self._gone_on: socket.socket | None = None
+        self._ended: list[asyncio.subprocess.Process] = []
         self._failed: int | None = None
         self._size, self._before = _SIZE, 0
         self._packages = Errand(self._changed, _DISK_SECONDS)
@@ -159,8 +160,8 @@ class Standby:
                 self._gone_on = made.line
                 self._show("none")
                 return made.child
-            made.end()
-            self._show("none")
+            self._made = made
+            self._drop("none")
         if is_on(self._context.settings, argv):
             layer = self._context.layer
             image = layer.image if layer is not None else Path(self._context.pod.python).parent.parent
@@ -177,9 +178,9 @@ class Standby:
                     if is_on(self._context.settings, comfyui.argv):
                         await self._look(comfyui)
         finally:
-            if (made := self._made) is not None:
+            if self._made is not None:
                 self._drop("none")
-                await made.child.process.wait()
+            await asyncio.gather(*(process.wait() for process in self._ended))
 
     def _hear(self) -> None:
         """Count the last start as its own, unless it has started afresh."""
@@ -240,6 +241,8 @@ class Standby:
         made, self._made = self._made, None
         if made is not None:
             made.end()
+            still = [process for process in self._ended if process.returncode is None]
+            self._ended = [*still, made.child.process]
         self._show(state)
 
     def _show(self, state: str, size: int = 0) -> None:

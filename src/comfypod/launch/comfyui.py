@@ -51,11 +51,9 @@ class _Launch:
     def _begin(self) -> None:
         orders, events, *more = self._numbers
         self._guard = _neighbour("guard").Guard(orders, events)
-        if len(more) == 1:
-            recorder = self._standby.Recorder(more[0], self._at, lambda: self._guard.loading)
-            self._guard.nodes_begin = recorder.nodes_begin
         self._guard.install()
-        self._at("nodes", after=self._guard.wrap)
+        write = self._standby.Recorder(more[0], self._at, lambda: self._guard.loading).write if len(more) == 1 else int
+        self._at("nodes", after=lambda nodes: (self._guard.wrap(nodes), write()))
 
     def _served(self) -> None:
         self._serving = dict(os.environ)

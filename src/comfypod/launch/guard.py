@@ -45,7 +45,6 @@ class Guard:
         self._node = ""
         self._began = 0.0
         self._failed: dict[str, tuple[str, str]] = {}
-        self.nodes_begin: Callable[[], object] = int
 
     @property
     def loading(self) -> bool:
@@ -137,14 +136,12 @@ class Guard:
         return well
 
     def wrap(self, nodes: Any) -> None:
-        """Watch the whole of `load_custom_node` in ComfyUI's `nodes`; `nodes_begin` is called when it first is."""
+        """Watch the whole of `load_custom_node` in ComfyUI's module `nodes`."""
         plain = getattr(nodes, "load_custom_node", None)
         if plain is None:
             return
 
         async def load_custom_node(module_path: str, *words: Any, **options: Any) -> bool:
-            begin, self.nodes_begin = self.nodes_begin, int
-            begin()
             node, work = self.node_of(module_path), plain(module_path, *words, **options)
             return await (self.load_whole(node, work) if node else work)
 

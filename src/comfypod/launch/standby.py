@@ -2,8 +2,8 @@
 
 It takes ComfyUI's own steps with ComfyUI's own arguments until `main.py` has settled devices and allocator (that is
 the import of `cuda_malloc`), and imports there what an earlier start had imported from the image between torch and the
-first node: a `Recorder` has noted that. Then it waits for a word, and goes on in `main.py`. When a start script of a
-node changes what an import might have depended on, it starts afresh in the same process.
+module `nodes`: a `Recorder` has noted that. Then it waits for a word, and goes on in `main.py`. When a start script of
+a node changes what an import might have depended on, it starts afresh in the same process.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def _finders() -> list[Any]:
 class Recorder:
     """Notes what a start of ComfyUI imports from torch on, before any node does, its own extra nodes included.
 
-    Those change the environment and each other's libraries between imports. So does ComfyUI-Manager before torch. Where
-    a start script imports torch itself, nothing is noted. `loading` says whether a node runs.
+    Those change the environment and each other's libraries between imports, and so does ComfyUI-Manager before torch.
+    Where a start script imports torch itself, nothing is noted. `loading` says whether a node runs.
     """
 
     def __init__(self, record: int, at: Any, loading: Callable[[], bool]) -> None:
@@ -67,8 +67,8 @@ class Recorder:
         if not self._loading() and self._before.hold():
             self._environ, self._early = dict(os.environ), set(sys.modules) - {_HIDDEN}
 
-    def nodes_begin(self) -> None:
-        """Write the record: the nodes are next."""
+    def write(self) -> None:
+        """Write the record, now that ComfyUI has the module that loads nodes."""
         if self._environ is None:
             return
         body = read(self._record)
@@ -87,6 +87,26 @@ def _file(module: object) -> str:
 
 def _is_of(image: str, path: str) -> bool:
     return path.startswith((f"{image}{os.sep}", f"{_STDLIB}{os.sep}"))
+
+
+class ElsewhereError(BaseException):
+    """Ends an import that needs what is not the image's; no module takes it for "not installed" and goes on without."""
+
+
+class _Fence:
+    """Keeps from being imported what a volume has over the image, and ComfyUI itself."""
+
+    def __init__(self, image: str) -> None:
+        self._image = image
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Refuse a package from elsewhere (importlib.abc.MetaPathFinder)."""
+        del target
+        spec = None if path is not None else importlib.machinery.PathFinder.find_spec(name)
+        places = [] if spec is None else [spec.origin] if spec.has_location else spec.submodule_search_locations or []
+        if not all(_is_of(self._image, place or "") for place in places):
+            raise ElsewhereError(name)
 
 
 class Standby:
@@ -133,23 +153,16 @@ class Standby:
     def _prepare(self) -> dict[str, str]:
         """Import what is noted, in the environment that it was imported in; return what that has added to it."""
         own, noted = dict(os.environ), self._body["environ"]
+        fence = _Fence(self._body["image"])
         _become(noted)
         for name in self._body["modules"]:
-            if name not in sys.modules and self._is_the_image_s(name.partition(".")[0]):
-                # What fails here fails again where ComfyUI imports it.
-                with contextlib.suppress(Exception):
-                    importlib.import_module(name)
+            # What fails here fails again where ComfyUI imports it.
+            with contextlib.suppress(Exception, ElsewhereError):
+                importlib.import_module(name)
+        sys.meta_path.remove(fence)
         added = {name: value for name, value in os.environ.items() if noted.get(name) != value}
         _become(own)
         return added
-
-    def _is_the_image_s(self, package: str) -> bool:
-        """Tell whether that would come from the image now, and not from what a volume has over it."""
-        if package in sys.modules:
-            return _is_of(self._body["image"], _file(sys.modules[package])) or not _file(sys.modules[package])
-        spec = importlib.machinery.PathFinder.find_spec(package)
-        places = [] if spec is None else [spec.origin] if spec.has_location else spec.submodule_search_locations or []
-        return bool(places) and all(_is_of(self._body["image"], place or "") for place in places)
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """Return size and time of each file that was read from elsewhere, ComfyUI's own above all."""
