@@ -89,24 +89,36 @@ def _is_of(image: str, path: str) -> bool:
     return path.startswith((f"{image}{os.sep}", f"{_STDLIB}{os.sep}"))
 
 
-class ElsewhereError(BaseException):
-    """Ends an import that needs what is not the image's; no module takes it for "not installed" and goes on without."""
-
-
 class _Fence:
-    """Keeps from being imported what a volume has over the image, and ComfyUI itself."""
+    """Keeps from being imported what a volume has over the image, and ComfyUI itself: the standby ends.
+
+    To leave such a module out would leave others half imported, or have them take it for not installed.
+    """
 
     def __init__(self, image: str) -> None:
-        self._image = image
+        # Not what is added later: torch makes a module of its own in a temporary folder.
+        self._outside = tuple(
+            os.path.join(place, "") for place in sys.path if not _is_of(image, os.path.join(place, ""))
+        )
         sys.meta_path.insert(0, self)
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Refuse a package from elsewhere (importlib.abc.MetaPathFinder)."""
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return the spec of a package from elsewhere (importlib.abc.MetaPathFinder): to look for it is no import."""
         del target
         spec = None if path is not None else importlib.machinery.PathFinder.find_spec(name)
         places = [] if spec is None else [spec.origin] if spec.has_location else spec.submodule_search_locations or []
-        if not all(_is_of(self._image, place or "") for place in places):
-            raise ElsewhereError(name)
+        if spec is None or not any((place or "").startswith(self._outside) for place in places):
+            return None
+        spec.loader = self  # type: ignore[assignment]
+        return spec
+
+    def create_module(self, spec: Any) -> None:
+        """End (importlib.abc.Loader)."""
+        del spec
+        os._exit(1)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Be a loader; this is not reached."""
 
 
 class Standby:
@@ -156,9 +168,10 @@ class Standby:
         fence = _Fence(self._body["image"])
         _become(noted)
         for name in self._body["modules"]:
-            # What fails here fails again where ComfyUI imports it.
-            with contextlib.suppress(Exception, ElsewhereError):
+            with contextlib.suppress(Exception):
                 importlib.import_module(name)
+                continue
+            os._exit(1)
         sys.meta_path.remove(fence)
         added = {name: value for name, value in os.environ.items() if noted.get(name) != value}
         _become(own)

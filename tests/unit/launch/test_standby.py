@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,21 +160,31 @@ def test_what_is_imported_ahead_of_torch_is_left_in_its_place(tmp_path: Path) ->
     assert place.noted() == "heavy\n"
 
 
-def test_what_a_volume_has_over_the_image_is_not_imported_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["the volume's", "ComfyUI's own", "one that fails"])
+def test_it_ends_where_it_would_import_what_it_may_not_or_cannot(tmp_path: Path, what: str) -> None:
     place = _Place(tmp_path)
-    record, plain = place.recorded()
-    (place.layer / "heavy.py").write_text(_HEAVY.replace("heavy", "volume"))
-    assert place.stood_by(record, "") == [plain]
-    assert place.noted() == "volume\n"
+    record, _ = place.recorded()
+    if what == "the volume's":
+        (place.layer / "heavy.py").write_text(_HEAVY)
+    elif what == "ComfyUI's own":
+        (place.image / "heavy.py").write_text(f"try: import nodes\nexcept Exception: pass\n{_HEAVY}")
+    else:
+        (place.image / "heavy.py").write_text("raise RuntimeError('too early')")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, begin(place.main, numbers=(record.descriptor, theirs.fileno()), env=place.env) as process:
+        theirs.close()
+        assert ours.recv(64) == b""
+        assert process.wait(60) == 1
+    assert place.noted() == ""
 
 
-def test_what_cannot_be_imported_before_is_left_to_comfyui(tmp_path: Path) -> None:
+def test_to_look_for_a_package_of_the_volume_is_no_import_of_it(tmp_path: Path) -> None:
     place = _Place(tmp_path)
+    (place.layer / "optional.py").write_text("raise SystemExit\n")
+    look = "import importlib.util\nassert importlib.util.find_spec('optional').origin.endswith('optional.py')\n"
+    (place.image / "heavy.py").write_text(look + _HEAVY)
     record, plain = place.recorded()
-    fails = "if open(os.environ['NOTES']).read() == 'heavy\\n': raise RuntimeError\n"
-    (place.image / "heavy.py").write_text(f"{_HEAVY}{fails}")
     assert place.stood_by(record, "heavy\n") == [plain]
-    assert place.noted() == "heavy\n" * 2
 
 
 def test_it_starts_afresh_when_comfyuis_own_files_have_changed(tmp_path: Path) -> None:
