@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from comfypod.podfile import PodFile
 
 LAUNCHER = Path(__file__).parents[1] / "src" / "comfypod" / "launch" / "comfyui.py"
@@ -43,12 +45,22 @@ class Ways:
 
     def install(self) -> None:
         """Start ComfyUI so from now on."""
+        self._seen = dict(os.environ)
         if self._way == "standby":
             with tempfile.TemporaryDirectory() as base:
                 for name in ("custom_nodes", "user"):
                     (Path(base) / name).mkdir()
-                words = [sys.executable, "main.py", *RECORDING, base, "--database-url", "sqlite:///:memory:"]
-                self._launch(words, [], {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}).wait()
+                words = [
+                    str(Path(os.environ["WAYS_IMAGE"]) / "bin" / "python"),
+                    "main.py",
+                    *RECORDING,
+                    base,
+                    "--database-url",
+                    "sqlite:///:memory:",
+                ]
+                env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": env}
+                self._launch(words, [], quiet).wait()
         subprocess.Popen = self.popen  # type: ignore[assignment,misc]
 
     def popen(self, args: Any, *rest: Any, **options: Any) -> Any:
@@ -56,6 +68,10 @@ class Ways:
         words = [args] if isinstance(args, str) else [str(word) for word in args]
         if Path(*words[1:2]).name != "main.py":
             return self._plain(args, *rest, **options)
+        # What the tests need is not in the way of ComfyUI's own environment.
+        words[0] = str(Path(os.environ["WAYS_IMAGE"]) / "bin" / "python")
+        environ = options.get("env") or os.environ
+        options["env"] = {name: value for name, value in environ.items() if name != "PYTHONPATH"}
         process = self._started(words, options)
         port = int(words[words.index("--port") + 1])
         # The tests wait for twenty seconds, which is not enough on a busy machine.
@@ -71,6 +87,7 @@ class Ways:
             return self._plain(words, **options)
         if self._way == "launcher":
             return self._launch(words, [], options)
+        self._note(options["env"])
         ours, theirs = socket.socketpair()
         with ours, theirs:
             process = self._launch(words, [theirs.fileno()], options)
@@ -81,6 +98,13 @@ class Ways:
             with Path(os.environ["WAYS_NOTES"]).open("a") as notes:
                 notes.write(f"{ours.recv(64).decode() or 'afresh'}\n")
             return process
+
+    def _note(self, environ: Mapping[str, str]) -> None:
+        """Have the record be of a start in the environment of now: pytest names the test that runs in it."""
+        body = json.loads(os.pread(self._record, 1 << 22, 0))
+        body["environ"] |= {name: value for name, value in environ.items() if self._seen.get(name) != value}
+        os.ftruncate(self._record, 0)
+        os.pwrite(self._record, json.dumps(body).encode(), 0)
 
     def _launch(self, words: list[str], line: list[int], options: dict[str, Any]) -> subprocess.Popen[bytes]:
         descriptors = [self._orders, self._events, self._record, *line]
@@ -129,6 +153,9 @@ def run(way: str, suite: str, place: tuple[Path, Path, Path], more: list[str]) -
     env |= {"WAYS": way, "WAYS_IMAGE": str(image), "WAYS_NOTES": str(notes), "PYTHONPATH": str(Path(__file__).parent)}
     env["PATH"] = f"{python.parent}{os.pathsep}{env['PATH']}"
     argv = [str(python), "-m", "pytest", "-p", "comfyui_tests", "-q", "-rA", "--capture=fd", "-o", "addopts=", suite]
+    if suite == "tests/execution":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            more = ["--port", str(free.getsockname()[1]), *more]
     done = subprocess.run([*argv, *more], env=env, cwd=tree, capture_output=True, text=True, check=False)
     notes.with_suffix(".log").write_text(done.stdout + done.stderr)
     if notes.exists():
