@@ -120,3 +120,13 @@ class Stage:
 
 class StageCancelledError(Exception):
     """The boot was told to stop while a stage was at work; what it had staged is removed."""
+
+
+def stopper(context: Context) -> Callable[[], None]:
+    """Return what ends a work in a thread once the pod is told to stop."""
+
+    def tick() -> None:
+        if context.cancelled():
+            raise StageCancelledError
+
+    return tick

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comfypod.boot.context import stopper
 from comfypod.environment import layer as layers
 from comfypod.environment import requests
 from comfypod.environment.look import look
@@ -141,7 +142,7 @@ def _spare(context: Context, layer: Layer) -> None:
 
 def complete(context: Context, layer: Layer) -> None:
     """Give a layer what was asked for, as far as that can be had without a network."""
-    from comfypod.boot.wanted import installer_environ, stopper, told
+    from comfypod.boot.wanted import installer_environ, told
     from comfypod.environment.rebuild import rebuild
 
     before = previous_of(layer, context.layout)

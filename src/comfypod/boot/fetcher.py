@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfypod import proc
-from comfypod.boot.context import StageCancelledError
+from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.errand import Errand
 from comfypod.boot.models import missing, survey
-from comfypod.boot.wanted import stopper
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
-from comfypod.models.wish import of_word
 from comfypod.settings import TABLE
 from comfypod.workspace.children import child_environ
 
@@ -57,6 +55,8 @@ class Fetcher:
         Raises:
             UsageError: they make no sense, or nothing may be fetched.
         """
+        from comfypod.models.wish import of_word
+
         words = tuple(text.replace(",", " ").split())
         if self._context.settings.offline:
             raise UsageError("this pod fetches nothing", "start it without COMFYPOD_OFFLINE")

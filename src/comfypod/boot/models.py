@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod.boot import extra_paths
-from comfypod.download.partial import progress
 from comfypod.errors import ModelError, Problem
-from comfypod.models import wanted
 from comfypod.models.places import Places, places_of
-from comfypod.models.site import site_of
-from comfypod.models.wish import locked, wishes
 from comfypod.workspace.plan import mount_table
 
 if TYPE_CHECKING:
@@ -75,6 +71,14 @@ def missing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def survey(context: Context) -> tuple[list[dict[str, Any]], tuple[Problem, ...]]:
     """Return what is wanted as `/status` shows it, and which wishes make no sense. No host is asked."""
     layout, pod = context.layout, context.pod
+    if not (pod.models or context.settings.models or layout.manifest.exists() or layout.downloads.exists()):
+        return [], ()
+    # Not on the way of a boot that wants no models.
+    from comfypod.download.partial import progress
+    from comfypod.models import wanted
+    from comfypod.models.site import site_of
+    from comfypod.models.wish import locked, wishes
+
     packages = context.layer.image_site if context.layer is not None else None
     assert context.places is not None  # noqa: S101 - the model stage has looked
     site = replace(site_of(context.settings, layout, context.places, packages), offline=True)

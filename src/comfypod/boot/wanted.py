@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from comfypod.boot.context import StageCancelledError
+from comfypod.boot.context import stopper
 from comfypod.environment.install import install
 from comfypod.environment.rebuild import missing, rebuild
 from comfypod.environment.succession import previous_of
@@ -17,7 +17,7 @@ from comfypod.nodes.sync import sync
 from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from comfypod.boot.context import Context
     from comfypod.environment.layer import Layer
@@ -63,13 +63,3 @@ def wanted_nodes(context: Context, layer: Layer) -> tuple[tuple[str, ...], tuple
 def _lasting(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Give problems of installing a code that no start of ComfyUI takes back, as it does with those of loading."""
     return tuple(replace(each, code="node-install") if each.code == NodeError.code else each for each in problems)
-
-
-def stopper(context: Context) -> Callable[[], None]:
-    """Return what ends a work in a thread once the pod is told to stop."""
-
-    def tick() -> None:
-        if context.cancelled():
-            raise StageCancelledError
-
-    return tick
