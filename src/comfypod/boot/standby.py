@@ -155,8 +155,7 @@ class Standby:
         made, self._made = self._made, None
         if made is not None:
             if made.waits() and made.key == await self._key(service, argv) and made.go():
-                if self._gone_on is not None:
-                    self._gone_on.close()
+                self._forget()
                 self._gone_on = made.line
                 self._show("none")
                 return made.child
@@ -178,6 +177,7 @@ class Standby:
                     if is_on(self._context.settings, comfyui.argv):
                         await self._look(comfyui)
         finally:
+            self._forget()
             if self._made is not None:
                 self._drop("none")
             await asyncio.gather(*(process.wait() for process in self._ended))
@@ -185,9 +185,14 @@ class Standby:
     def _hear(self) -> None:
         """Count the last start as its own, unless it has started afresh."""
         if self._gone_on is not None and (heard := _heard(self._gone_on)) is not None:
+            self._forget()
+            self._health.standby = replace(self._health.standby, starts=self._health.standby.starts + bool(heard))
+
+    def _forget(self) -> None:
+        """Listen no more to the one that is ComfyUI now."""
+        if self._gone_on is not None:
             self._gone_on.close()
             self._gone_on = None
-            self._health.standby = replace(self._health.standby, starts=self._health.standby.starts + bool(heard))
 
     async def _look(self, comfyui: Supervised) -> None:
         self._hear()
@@ -226,14 +231,15 @@ class Standby:
     async def _make(self, comfyui: Supervised, key: _Key) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             service = _with(replace(comfyui.service, argv=comfyui.argv), theirs.fileno())
             try:
                 child = await proc.start_service(service.argv, service.env, service.cwd, service.keep)
             except HostError:
                 self._failed = comfyui.pid
-                ours.close()
                 return
+            undo.pop_all()
         self._made = _Made(child, ours, key)
         self._show("preparing")
 

@@ -178,14 +178,15 @@ def test_one_that_is_being_prepared_rests_while_a_prompt_is_at_work(pod: _Pod) -
 
 def test_one_that_is_not_waiting_yet_is_ended_and_a_plain_start_made(pod: _Pod) -> None:
     gate = pod.folder / "gate"
-    gate.touch()
+    # The first start makes a file, and whoever finds it waits at the gate.
     (pod.folder / "pristine" / "cuda_malloc.py").write_text(
-        f"import os, time\nif not os.path.exists({str(gate)!r}): time.sleep(3600)\n"
+        "import os, time\n"
+        f"if os.path.exists({str(gate)!r} + '-keeper') and not os.path.exists({str(gate)!r}): time.sleep(3600)\n"
+        f"open({str(gate)!r} + '-keeper', 'w').close()\n"
     )
 
     async def scenario(pod: _Pod) -> None:
         await _until(pod.serves)
-        gate.unlink()
         await _until(lambda: pod.state == "preparing")
         pid, before = pod.pid, pod.comfyui.pid
         gate.touch()
