@@ -123,9 +123,12 @@ def _nodes(text: str) -> tuple[Wish, ...]:
 
 
 def _address(text: str) -> str:
-    if text.startswith(("http://", "https://")):
-        return text.rstrip("/")
-    raise ValueError("an http:// or https:// address is expected")
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an http:// or https:// address is expected")
+    return text.rstrip("/")
 
 
 def _number(text: str) -> str:
@@ -579,7 +582,7 @@ def secret(environ: Mapping[str, str], variable: str) -> str:
     """Return a secret from `NAME` or the file that `NAME_FILE` names; blank ones count as not given."""
     value = environ.get(variable, "").strip()
     if value.lower() not in _BLANK:
-        return value
+        return _in_one_line(value, variable)
     path = environ.get(f"{variable}_FILE", "").strip()
     if not path:
         return ""
@@ -587,7 +590,14 @@ def secret(environ: Mapping[str, str], variable: str) -> str:
         value = Path(path).read_text("utf-8").strip()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {variable}_FILE: {error}", "give the path of a readable text file") from error
-    return "" if value.lower() in _BLANK else value
+    return "" if value.lower() in _BLANK else _in_one_line(value, f"{variable}_FILE")
+
+
+def _in_one_line(value: str, variable: str) -> str:
+    """Return a secret that can stand in a header; it is not shown where it cannot."""
+    if not value.isprintable():
+        raise UsageError(f"{variable} holds more than one line, or what cannot be printed", "give the secret alone")
+    return value
 
 
 def _from_workspace(path: Path) -> dict[str, str]:

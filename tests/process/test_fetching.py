@@ -55,7 +55,7 @@ def metric(pod: Running, name: str) -> float:
 
 def test_models_come_while_comfyui_starts_and_what_is_required_holds_back_readiness(tmp_path: Path, hub: Host) -> None:
     site = Site(tmp_path)
-    words = f"loras={hub.url}/large.safetensors upscale_models={hub.url}/up.safetensors"
+    words = f"loras={hub.url}/large.safetensors upscale_models={hub.url}/up.safetensors?download=true&x='1'"
     environ = {"COMFYPOD_MODELS": words, "COMFYPOD_REQUIRE": "large.safetensors", "HF_TOKEN": _CANARY}
     with booted(site, environ=environ) as pod:
         pod.wait_for("degraded")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from comfypod.environment.layer import Layer
     from comfypod.errors import Problem
     from comfypod.log import Console
+    from comfypod.models.file import ModelFile
     from comfypod.models.places import Places
     from comfypod.podfile import BakedNode, PodFile
     from comfypod.settings import Settings
@@ -48,8 +49,8 @@ class Context:
     starts the services: `identity`, `environ`, `core` and `token` by the workspace stage, `cpu` and `gpus` (how many
     there are, 0 where none is needed) by the GPU stage, `layer` by the environment stage (None where it cannot be
     used), `extra_paths`, `baked_nodes` (those that count), `node_paths` (what ComfyUI will load) and `required` (nodes
-    and models that must be there) by the node stage, `places` (where models are) by the model
-    stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
+    and models that must be there) by the node stage, `places` (where models are) and `models` (those that are wanted)
+    by the model stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
     `allow_node` gives it one again that is set aside.
     """
 
@@ -72,6 +73,7 @@ class Context:
     extra_paths: Path | None = None
     baked_nodes: tuple[BakedNode, ...] = ()
     places: Places | None = None
+    models: tuple[ModelFile, ...] = ()
     layer: Layer | None = None
     required: tuple[str, ...] = ()
     node_paths: tuple[Path, ...] = ()

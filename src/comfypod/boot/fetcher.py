@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from comfypod import proc
 from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.errand import Errand
-from comfypod.boot.models import missing, survey
+from comfypod.boot.models import missing, surveyed
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
 from comfypod.settings import TABLE
 from comfypod.workspace.children import child_environ
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 7 * 24 * 3600.0
 _LOOK_SECONDS = 1.0
+_PATIENCE = 10.0
 _HOW = "write a pack, template:NAME, workflow:PATH or FOLDER=ADDRESS"
 _AGAIN = "try `comfypod models pull` in a terminal"
 _HANDED_ON = ("models", "model_folders", "hf_token", "hf_endpoint", "civitai_token", "download_rate")
@@ -82,15 +83,15 @@ class Fetcher:
         """Run one `comfypod models pull`, and show how far it is."""
         context = self._context
         context.health.fetching, seen = True, _Progress(context)
-        await asyncio.to_thread(seen.look, fetching=False)
+        await seen.look(fetching=False)
         pulling = asyncio.ensure_future(Errand(partial(_pulled, context, words), _SECONDS).run())
         while not (await asyncio.wait([pulling], timeout=_LOOK_SECONDS))[0]:
-            await asyncio.to_thread(seen.look, fetching=True)
+            await seen.look(fetching=True)
         try:
             outcome = await pulling
         except (OSError, TimeoutError) as error:
             outcome = _Outcome(problems=(Problem(ModelError.code, f"models are not fetched: {error}", _AGAIN),))
-        await asyncio.to_thread(seen.look, fetching=False)
+        await seen.look(fetching=False)
         downloads = context.health.downloads.ended(done=outcome.done, failed=outcome.failed)
         context.health.downloads, context.health.fetching = downloads, False
         for problem in outcome.problems:
@@ -106,13 +107,14 @@ class _Progress:
         self._context = context
         self._before: dict[str, int] | None = None
         self._at = 0.0
+        self._survey = Errand(partial(surveyed, context), _PATIENCE)
 
-    def look(self, *, fetching: bool) -> None:
+    async def look(self, *, fetching: bool) -> None:
         """Show what has come since the last look, and how quickly; a disk that refuses shows nothing new."""
         context, now = self._context, time.monotonic()
         try:
-            rows, _ = survey(context)
-        except (OSError, ComfypodError):
+            rows = await self._survey.run()
+        except (OSError, TimeoutError):
             return
         here = {row["name"]: int(row["bytes"]) for row in rows}
         before = here if self._before is None else self._before
@@ -143,9 +145,9 @@ def _pulled(context: Context, words: Sequence[str]) -> _Outcome:
 def _settings(context: Context) -> dict[str, str]:
     """Return the settings that hold here, wherever they came from: the process reads them from its environment."""
     rows = {row.variables[0]: getattr(context.settings, row.name) for row in TABLE if row.name in _HANDED_ON}
-    return {
-        name: shlex.join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in rows.items()
-    }
+    texts = {name: shlex.join(map(str, row)) if isinstance(row, tuple) else str(row) for name, row in rows.items()}
+    # Words for models are not quoted: none holds a blank.
+    return {**texts, "COMFYPOD_MODELS": " ".join(context.settings.models)}
 
 
 def _read(done: Completed) -> _Outcome:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod.boot import extra_paths
-from comfypod.errors import ModelError, Problem
+from comfypod.errors import ComfypodError, ModelError, Problem
 from comfypod.models.places import Places, places_of
 from comfypod.workspace.plan import mount_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from comfypod.boot.context import Context
     from comfypod.boot.health import StageView
+    from comfypod.models.file import ModelFile
     from comfypod.models.plan import Row
+    from comfypod.models.site import Site
 
 _PATIENCE = 10.0
 # How plans call it, and how `/status` does.
@@ -35,12 +39,11 @@ def check_models(context: Context, view: StageView) -> str:
     context.places = _looked(context, context.core.base / "models")
     if context.places.found:
         extra_paths.write(context)
-    rows, problems = survey(context)
+    context.models, required, problems = _wanted(context)
     for problem in problems:
         context.warn(problem)
-    context.health.models = rows
-    needed = dict.fromkeys(row["pack"] or row["name"] for row in rows if row["required"])
-    context.required = tuple(dict.fromkeys((*context.required, *needed)))
+    context.health.models = rows = survey(context)
+    context.required = tuple(dict.fromkeys((*context.required, *required)))
     lacking = missing(rows)
     if lacking and context.settings.offline:
         told = f"models not in {context.core.base / 'models'}: {', '.join(lacking)}"
@@ -68,27 +71,68 @@ def missing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [str(row["name"]) for row in rows if row["state"] != "present"]
 
 
-def survey(context: Context) -> tuple[list[dict[str, Any]], tuple[Problem, ...]]:
-    """Return what is wanted as `/status` shows it, and which wishes make no sense. No host is asked."""
-    layout, pod = context.layout, context.pod
-    if not (pod.models or context.settings.models or layout.manifest.exists() or layout.downloads.exists()):
-        return [], ()
+def _wanted(context: Context) -> tuple[tuple[ModelFile, ...], tuple[str, ...], tuple[Problem, ...]]:
+    """Return what the volume wants, the names of what it cannot do without, and which wishes make no sense."""
+    pod, layout = context.pod, context.layout
+    if not (pod.models or context.settings.models or layout.manifest.exists()):
+        return (), (), ()
     # Not on the way of a boot that wants no models.
-    from comfypod.download.partial import progress
-    from comfypod.models import wanted
-    from comfypod.models.site import site_of
+    from comfypod.models.wanted import files_of
     from comfypod.models.wish import locked, wishes
+
+    with _sense(context):
+        found, problems = wishes(layout.manifest, context.settings.models, locked(pod.models))
+        files, more = files_of(found, _site(context), found)
+    return files, tuple(wish.name for wish in found if wish.required), (*problems, *more)
+
+
+def survey(context: Context) -> list[dict[str, Any]]:
+    """Return what is wanted, and what is being fetched, as `/status` shows it. No host is asked.
+
+    Raises:
+        ModelError: what is recorded of them makes no sense.
+        OSError: the disk failed.
+    """
+    if not (context.models or context.layout.downloads.exists()):
+        return []
+    from comfypod.download.partial import progress
+    from comfypod.models.wanted import plan_of
+
+    with _sense(context):
+        parts, site = progress(context.layout.downloads), _site(context)
+        rows = [_shown(row, site.path(row.file), parts) for row in plan_of(context.models, site).rows]
+        # What is left only somebody's word has asked for, or another pod fetches it.
+        return rows + [_view(path.name, "incomplete", *sizes) for path, sizes in parts.items()]
+
+
+def surveyed(context: Context) -> list[dict[str, Any]]:
+    """Do the same for an errand, which takes an OSError alone.
+
+    Raises:
+        OSError: there is nothing new to be shown.
+    """
+    try:
+        return survey(context)
+    except ComfypodError as error:
+        raise OSError(errno.EINVAL, error.message) from error
+
+
+def _site(context: Context) -> Site:
+    from comfypod.models.site import site_of
 
     packages = context.layer.image_site if context.layer is not None else None
     assert context.places is not None  # noqa: S101 - the model stage has looked
-    site = replace(site_of(context.settings, layout, context.places, packages), offline=True)
-    found, problems = wishes(layout.manifest, context.settings.models, locked(pod.models))
-    files, more = wanted.files_of(found, site, found)
-    parts = progress(layout.downloads)
-    rows = [_shown(row, site.path(row.file), parts) for row in wanted.plan_of(files, site).rows]
-    # What is left only somebody's word has asked for, or another pod fetches it.
-    rows += [_view(path.name, "incomplete", *sizes) for path, sizes in parts.items()]
-    return rows, (*problems, *more)
+    return replace(site_of(context.settings, context.layout, context.places, packages), offline=True)
+
+
+@contextlib.contextmanager
+def _sense(context: Context) -> Iterator[None]:
+    """Have records of anybody's that make no sense be an error of ours: nothing on a volume ends a pod."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        told = f"what {context.layout.records} says of models makes no sense: {error}"
+        raise ModelError(told, f"look at {context.layout.downloads} and at comfypod.toml, or move them away") from error
 
 
 def _shown(row: Row, path: Path, parts: dict[Path, tuple[int, int]]) -> dict[str, Any]:

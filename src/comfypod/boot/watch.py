@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from comfypod.boot.errand import Errand
 from comfypod.boot.health import Check
 from comfypod.boot.process import State
 from comfypod.boot.prompts import Observer
-from comfypod.errors import ComfypodError, HostError
+from comfypod.errors import HostError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Watch:
         self._checks = context.health.checks
         self._disk = Errand(self._free, _PROBE_SECONDS)
         self._gpu = Errand(_survey, _PROBE_SECONDS)
+        self._models = Errand(partial(_models, context), _PROBE_SECONDS)
         self._observer = Observer(context.health)
         self._misses = 0
 
@@ -119,12 +121,10 @@ class Watch:
 
     async def _look_at_required(self) -> None:
         """Look again at models that were missing: they may come while the pod runs."""
-        from comfypod.boot.models import survey
-
         health = self._context.health
         if not (self._checks.get("required", Check(well=True, text="")).well or health.fetching):
-            with contextlib.suppress(OSError, ComfypodError):
-                health.models, _ = await asyncio.to_thread(survey, self._context)
+            with contextlib.suppress(OSError, TimeoutError):
+                health.models = await self._models.run()
         self._note("required", required_check(self._context.required, [*health.nodes, *health.models]))
 
     async def _look_at_gpu(self) -> None:
@@ -143,6 +143,12 @@ class Watch:
         before, self._checks[name] = self._checks.get(name), check
         if check.well != (before is None or before.well):
             self._context.console.line(f"{'well again' if check.well else 'not ready'}: {check.text}")
+
+
+def _models(context: Context) -> list[dict[str, Any]]:
+    from comfypod.boot.models import surveyed
+
+    return surveyed(context)
 
 
 def _survey() -> Survey:

@@ -115,7 +115,7 @@ class Client:
             login = address.authorization(first, parts, self._tokens)
             fields = {"User-Agent": f"comfypod/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
             answer = self._ask(parts, url, method, fields | ({"Authorization": login} if login else {}), seen)
-            place = urljoin(url, answer.headers.get("location", ""))
+            place = _target(url, answer)
             if answer.status not in _REDIRECTS or not place.startswith(("https://", "http://")):
                 break
             seen, url = answer.seen, _without_login(place)
@@ -135,7 +135,9 @@ class Client:
                 self.close()
                 response = self._request(parts, method, headers)
         except ValueError as error:
-            raise SourceError(f"{address.shown(url)} is not an address: {_reason(error)}") from error
+            # A header, and so a token, may stand in the reason, but not where TLS has failed, which is a ValueError, too.
+            why = f": {_reason(error)}" if isinstance(error, OSError) else ""
+            raise SourceError(f"{address.shown(url)} cannot be asked for{why}", "check address and token") from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             hint = "check the network and the address"
@@ -212,6 +214,19 @@ def _proxy(parts: SplitResult) -> SplitResult | None:
         return None
     text = named[parts.scheme]
     return address.parse(text if "://" in text else f"http://{text}")
+
+
+def _target(url: str, answer: Answer) -> str:
+    """Return where an answer leads, itself where it leads nowhere.
+
+    Raises:
+        SourceError: that is no address.
+    """
+    try:
+        return urljoin(url, answer.headers.get("location", ""))
+    except ValueError as error:
+        told = f"{address.shown(url)} leads to what is no address"
+        raise SourceError(told, "try another address, or later") from error
 
 
 def _proxy_login(proxy: SplitResult) -> dict[str, str]:

@@ -97,6 +97,8 @@ class Lane(threading.Thread):
             self.error = error
         except OSError as error:
             self.error = storage_error(error, f"cannot write {self._attempt.order.target}")
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            self.error = SourceError(f"{self._shown} answers with nonsense: {type(error).__name__}")
         finally:
             self._client.close()
             self._attempt.look.set()

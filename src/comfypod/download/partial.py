@@ -83,6 +83,8 @@ def _read(path: Path) -> tuple[Kept, list[Span]] | None:
         kept = Kept(**json.loads(line))
         if type(kept.size) is not int or not all(type(value) is str for value in _words(kept)):
             return None
+        if b"\0" in os.fsencode(kept.target):
+            return None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     most = kept.size if kept.size >= 0 else 1 << 62

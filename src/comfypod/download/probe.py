@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comfypod.download.order import Order, Terms
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST_NUMBER = 20
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 # A host that refuses these to HEAD refuses them to GET as well.
 _FINAL = frozenset({401, 404, 410})
@@ -46,8 +47,8 @@ def facts_of(answer: Answer) -> Facts:
     headers, seen = answer.headers, answer.seen
     packed = headers.get("content-encoding", "identity") != "identity"
     size = -1 if packed else _size(answer)
-    if size < 0 and seen.get("x-linked-size", "").isdecimal():
-        size = int(seen["x-linked-size"])
+    if size < 0:
+        size = _number(seen.get("x-linked-size", ""))
     digest = seen.get("x-linked-etag", "").strip('"')
     ranges = not packed and (answer.status == 206 or headers.get("accept-ranges") == "bytes")
     return Facts(
@@ -59,14 +60,18 @@ def _size(answer: Answer) -> int:
     if answer.status == 206:
         return part_of(answer)[1]
     length = answer.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else -1
+    return _number(length)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < _LONGEST_NUMBER else -1
 
 
 def part_of(answer: Answer) -> tuple[int, int]:
     """Return where the bytes of an answer begin, and the size of the whole; -1 for what it does not say."""
     found = _RANGE.fullmatch(answer.headers.get("content-range", "").strip())
     start, _, total = found.groups() if found else (None, None, "*")
-    return int(start) if start else -1, int(total) if total.isdecimal() else -1
+    return _number(start or ""), _number(total)
 
 
 def version_of(answer: Answer) -> str:

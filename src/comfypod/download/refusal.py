@@ -77,6 +77,6 @@ def wait_of(text: str, now: float | None = None) -> float:
         return min(float(text), _LONGEST_WAIT)
     try:
         until = email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     return max(0.0, min(until - (time.time() if now is None else now), _LONGEST_WAIT))

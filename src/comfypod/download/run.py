@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from comfypod import files
 from comfypod.download import partial, place, space
+from comfypod.download.address import shown
 from comfypod.download.order import Facts
 from comfypod.download.partial import Partial
 from comfypod.download.probe import agree, probe
 from comfypod.download.rate import Gate
 from comfypod.download.refusal import TRIES, BrokenError
 from comfypod.download.transfer import Transfer, stopped
-from comfypod.errors import ComfypodError, IntegrityError
+from comfypod.errors import ComfypodError, IntegrityError, SourceError
 from comfypod.workspace.lease import Lease
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def fetch(
         run.all(jobs, _Job.prepare)
         waiting = [job for job in jobs if not job.over]
         try:
-            space.check([(job.order, max(0, job.order.size or job.facts.size)) for job in waiting], site)
+            with files.storage_errors(f"cannot look at the disk of {site}"):
+                space.check([(job.order, max(0, job.order.size or job.facts.size)) for job in waiting], site)
         except ComfypodError as error:
             for job in waiting:
                 job.end(error)
@@ -102,6 +104,9 @@ class _Run:
                     job.end(error)
                 except OSError as error:
                     job.end(files.storage_error(error, f"cannot fetch to {job.order.target}"))
+                except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+                    # A host may answer anything, and the other files are not to suffer from it.
+                    job.end(SourceError(f"{shown(job.order.url)} answers with nonsense: {type(error).__name__}"))
 
 
 class _Job:

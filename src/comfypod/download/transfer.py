@@ -169,7 +169,8 @@ class Transfer:
         there: list[Span] = []
         if known is not None and known[0].goes_on(wanted):
             facts = replace(facts, size=known[0].size, etag=known[0].etag, sha256=wanted.sha256 or known[0].sha256)
-            there = known[1]
+            # Data that is gone, or was cut, is not what the record says.
+            there = known[1] if os.fstat(file.handle).st_size == known[0].size else []
         size = facts.size if facts.size >= 0 else wanted.size
         self._facts = replace(facts, size=size, sha256=wanted.sha256 or facts.sha256, ranges=size >= 0)
         self._attempt = self._begin(there)

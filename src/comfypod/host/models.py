@@ -81,7 +81,7 @@ def fetch(layout: Layout, words: Sequence[str], console: Console, *, replace_wro
     if clashes := _clashes(found):
         raise UsageError("nothing was fetched: two want different files in one place", found=clashes)
     if replace_wrong and not volume.site.offline:
-        for row in (row for row in found.rows if row.state == "wrong" and row.file.url):
+        for row in (row for row in found.rows if row.mends):
             place = put_aside(layout, volume.site.path(row.file), f"`comfypod models pull --replace`: {row.reason}")
             console.line(f"{row.file.place} is in {place} now")
         found, problems = volume.plan(words)
@@ -149,9 +149,10 @@ def remove(layout: Layout, *, sure: bool) -> Result:
     pod_of(layout)
     volume = opened(layout)
     files, problems = wanted.files_of(volume.wishes, volume.site, volume.wishes)
-    if problems := (*volume.problems, *problems):
+    named, unread = wanted.saved_names(layout)
+    if problems := (*volume.problems, *problems, *unread):
         raise UsageError("nothing is removed while it is not known what is wanted", found=problems)
-    found = prune.unwanted(volume.site, files, wanted.saved_names(layout))
+    found = prune.unwanted(volume.site, files, named)
     rows = [{"place": place, "total": entry.size, "by": entry.by} for place, entry in found.items()]
     lines = [f"{human_bytes(entry.size):>9}  {place}  (came with {entry.by})" for place, entry in found.items()]
     freed = prune.remove(volume.site, found) if sure else 0

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from comfypod import fetch, files
+from comfypod.download.address import shown
 from comfypod.errors import LockError, SourceError
 from comfypod.lock.schema import LockedModel, clashes
 from comfypod.log import human_bytes
@@ -107,14 +108,14 @@ def _measured(file: ModelFile, endpoints: Endpoints, scratch: Path, console: Con
             "check address and token, or write `sha256` and `size` (bytes) beside its `url`",
         )
     console.line(
-        f"model {file.name}: {file.url} does not tell its digest, so all of it is downloaded"
+        f"model {file.name}: {shown(file.url)} does not tell its digest, so all of it is downloaded"
         + (f", {human_bytes(file.size)}" if file.size else "")
     )
     place = scratch / "model"
     address = sources.address(sources.of_text(file.url), endpoints)
     size = fetch.download(address, place, sha256=file.sha256 or None)
     if wrong := wrong_with(place, file.file, pickle=file.pickle):
-        raise LockError(f"model {file.name}: what {file.url} sends is no model: {wrong}", "check the address")
+        raise LockError(f"model {file.name}: what {shown(file.url)} sends is no model: {wrong}", "check the address")
     found = files.sha256_file(place)
     place.unlink()
     return replace(file, sha256=file.sha256 or found, size=size)

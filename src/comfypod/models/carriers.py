@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST = 8 << 20
+LONGEST = 8 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 # `workflow` is as drawn, with addresses of models; `prompt` is what ComfyUI ran.
 _KEYS = ("workflow", "prompt")
@@ -29,7 +29,7 @@ def documents(data: bytes) -> Iterator[Any]:
     for key in _KEYS:
         text = found.get(key, b"")
         try:
-            document = json.loads(text.decode("utf-8-sig")) if len(text) <= _LONGEST else None
+            document = json.loads(text.decode("utf-8-sig")) if len(text) <= LONGEST else None
         except (ValueError, RecursionError):
             continue
         yield document
@@ -61,7 +61,7 @@ def _inflated(data: bytes) -> bytes:
     """Return what is packed in a chunk, nothing where that is broken or too long."""
     unpacker = zlib.decompressobj()
     try:
-        text = unpacker.decompress(data, _LONGEST)
+        text = unpacker.decompress(data, LONGEST)
     except zlib.error:
         return b""
     return b"" if unpacker.unconsumed_tail else text

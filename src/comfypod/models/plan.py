@@ -49,7 +49,8 @@ class Row:
     """One file and what is to be done about it.
 
     `reason` is the path of one that is elsewhere. `token` names the variable that its host wants, `clash` says that two
-    want different files in its place, `held` that its contents are here under another name.
+    want different files in its place, `held` that its contents are here under another name, `mends` of one that is
+    wrong that the right one can be fetched.
     """
 
     file: ModelFile
@@ -59,6 +60,7 @@ class Row:
     token: str = ""
     clash: bool = False
     held: bool = False
+    mends: bool = False
 
     @property
     def fetched(self) -> bool:
@@ -125,11 +127,12 @@ def token_of(file: ModelFile) -> str:
 def _look(file: ModelFile, places: Places, entry: Entry | None, parts: Mapping[Path, tuple[int, int]]) -> There:
     path = places.live / file.place
     size, wrong = _facts(path)
+    leaves = not stays_below(places.live, path)
     if size >= 0:
-        return There(size, wrong, entry.sha256 if entry is not None else "")
+        return There(size, wrong, entry.sha256 if entry is not None else "", leaves=leaves)
     elsewhere = next((str(each) for each in places.elsewhere(file) if _fits(file, *_facts(each))), "")
     part = parts.get(path, (0, 0))[0]
-    return There(elsewhere=elsewhere, part=part, leaves=not stays_below(places.live, path))
+    return There(elsewhere=elsewhere, part=part, leaves=leaves)
 
 
 def stays_below(folder: Path, path: Path) -> bool:
@@ -158,10 +161,7 @@ def _row(file: ModelFile, there: There, clash: str, tokens: Collection[str]) -> 
     if clash:
         return Row(file, "refused", clash, clash=True)
     if there.size >= 0:
-        wrong = there.wrong or (other_size(there.size, file.size) if file.size else "")
-        if not wrong and file.sha256 and there.sha256 not in ("", file.sha256):
-            wrong = "it is another one: what was fetched to there has another digest than the one that is wanted"
-        return Row(file, "wrong", wrong) if wrong else Row(replace(file, size=there.size), "have")
+        return _standing(file, there, tokens)
     if there.elsewhere:
         return Row(file, "elsewhere", there.elsewhere)
     if not file.url:
@@ -170,6 +170,16 @@ def _row(file: ModelFile, there: There, clash: str, tokens: Collection[str]) -> 
         told = f"{file.place!r} is no place below models/" if file.folder and file.file else file.trouble or _NO_FOLDER
         return Row(file, "refused", told)
     return _fetched(file, there, tokens)
+
+
+def _standing(file: ModelFile, there: There, tokens: Collection[str]) -> Row:
+    """Decide about a file in whose place something stands."""
+    wrong = there.wrong or (other_size(there.size, file.size) if file.size else "")
+    if not wrong and file.sha256 and there.sha256 not in ("", file.sha256):
+        wrong = "it is another one: what was fetched to there has another digest than the one that is wanted"
+    if not wrong:
+        return Row(replace(file, size=there.size), "have")
+    return Row(file, "wrong", wrong, mends=bool(file.url) and is_named(file) and _fetched(file, there, tokens).fetched)
 
 
 def _fetched(file: ModelFile, there: There, tokens: Collection[str]) -> Row:

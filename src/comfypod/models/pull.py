@@ -46,10 +46,17 @@ def pull(
         if file.sha256 not in here:
             fresh.setdefault(file.sha256 or file.place, file)
     outcomes = _fetched(list(fresh.values()), site, watch, cancelled)
+    tried = {done.file.url for done in outcomes}
     known: dict[str, Path | ComfypodError] = {**here}
     known |= {done.file.sha256: done.error or site.path(done.file) for done in outcomes}
-    shared = (file for file in files if fresh.get(file.sha256 or file.place) is not file)
-    return outcomes + [Outcome(file, _shared(known[file.sha256], file, site), shared=True) for file in shared]
+    others = [file for file in files if fresh.get(file.sha256 or file.place) is not file]
+    # Another address may have what the first one had not.
+    left = [file for file in others if file.url not in tried and isinstance(known[file.sha256], ComfypodError)]
+    if left:
+        outcomes += pull(left, site, watch, cancelled)
+    return outcomes + [
+        Outcome(file, _shared(known[file.sha256], file, site), shared=True) for file in others if file not in left
+    ]
 
 
 def _fetched(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from comfypod.download.partial import progress
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
 from comfypod.files import read_small
-from comfypod.models import facts, packs, plan, record, templates, workflow
+from comfypod.models import carriers, facts, packs, plan, record, templates, workflow
 from comfypod.models.file import ModelFile
 from comfypod.models.needs import Need, Needs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from comfypod.models.plan import Plan, There
     from comfypod.models.site import Site
@@ -46,13 +46,28 @@ def files_of(
     return _with_folders(found, site), tuple(problems)
 
 
-def saved_names(layout: Layout) -> frozenset[str]:
-    """Return the names of all files that the workflows name which were saved in ComfyUI's editor."""
-    found: set[str] = set()
-    for path in sorted((layout.comfyui / "user").glob("*/workflows/**/*.json")):
-        with contextlib.suppress(OSError, UsageError):
-            found |= {need.name for need in workflow.read(read_small(path, _LONGEST)).needs}
-    return frozenset(found)
+def saved_names(layout: Layout) -> tuple[frozenset[str], tuple[Problem, ...]]:
+    """Return the names of all files that the workflows of ComfyUI's editor name, and which of them cannot be read."""
+    found, problems = set[str](), list[Problem]()
+    for path in _saved(layout.comfyui / "user"):
+        try:
+            found |= {need.name for need in workflow.read(read_small(path, carriers.LONGEST)).needs}
+        except (OSError, UsageError) as error:
+            told = f"the saved workflow {path} is not read: {getattr(error, 'strerror', None) or error}"
+            problems.append(Problem(ModelError.code, told, "mend it, or move it away"))
+    return frozenset(found), tuple(problems)
+
+
+def _saved(user: Path) -> Iterator[Path]:
+    """Yield the workflows of ComfyUI's editor, also where folders are links."""
+    for folder in sorted(user.glob("*/workflows")):
+        seen = set[str]()
+        for place, folders, names in os.walk(folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from (Path(place, name) for name in sorted(names) if name.endswith(".json"))
 
 
 def plan_of(files: Iterable[ModelFile], site: Site) -> Plan:
@@ -105,11 +120,10 @@ def _read(name: str, layout: Layout) -> bytes:
     """Read a workflow by its path from here, from the workspace, or from where ComfyUI's editor saves them."""
     saved = layout.comfyui / "user" / "default" / "workflows"
     paths = (Path(name), layout.root / name, saved / name, saved / f"{name}.json")
-    path = next((path for path in paths if path.is_file()), paths[0])
     try:
-        return read_small(path, _LONGEST)
+        return read_small(next((path for path in paths if path.is_file()), paths[0]), _LONGEST)
     except OSError as error:
-        raise UsageError(f"cannot read the workflow {path}: {error.strerror}", "check its path") from error
+        raise UsageError(f"cannot read the workflow {name}: {error.strerror}", "check its path") from error
 
 
 def _of_workflow(who: str, data: bytes, site: Site) -> tuple[tuple[ModelFile, ...], tuple[Problem, ...]]:

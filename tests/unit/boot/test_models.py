@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod.boot.health import StageView
-from comfypod.boot.models import check_models, survey
+from comfypod.boot.models import check_models
 from comfypod.errors import ModelError
 from comfypod.podfile import LockedModel
 from tests.kit.models import upscaler
@@ -81,11 +81,23 @@ def test_what_is_wanted_with_required_counts_for_readiness_a_pack_as_a_whole(con
 
 
 def test_wishes_that_make_no_sense_are_named_and_the_others_stand(context: Context) -> None:
-    check_models(context, StageView("models"))
-    context.settings = replace(context.settings, models=("no such pack:", "loras=https://example.org/x.safetensors"))
-    rows, problems = survey(context)
-    assert [row["name"] for row in rows] == ["x.safetensors"]
-    assert "no such pack:" in problems[0].message
+    words = ("no such pack:", f"workflow:{'x' * 300}", "loras=https://example.org/x.safetensors")
+    context.settings = replace(context.settings, offline=False, models=words)
+    context.layout.manifest.write_text('[[pack]]\nname = "sdlx"\nrequired = true\n')
+    assert check_models(context, StageView("models")) == "1 wanted, 1 of them not there yet"
+    assert [row["name"] for row in context.health.models] == ["x.safetensors"]
+    for problem, word in zip(context.health.problems, ("no such pack:", "sdlx", "xxx"), strict=True):
+        assert word in problem.message
+    assert "sdlx" in context.required
+
+
+@pytest.mark.parametrize("target", ["\\ud800", "\\u0000", "../../../x", "/etc/passwd", "a"])
+def test_no_record_of_a_download_that_anybody_has_planted_ends_the_look(context: Context, target: str) -> None:
+    folder = context.layout.downloads / "planted"
+    folder.mkdir(parents=True)
+    (folder / "record").write_text(f'{{"target": "{target}", "url": "u"}}\n')
+    assert check_models(context, StageView("models")) == "0 wanted"
+    assert context.health.models == []
 
 
 def test_folders_of_models_that_are_given_are_used_where_they_are(context: Context, tmp_path: Path) -> None:

@@ -436,3 +436,25 @@ def test_g6_no_secret_is_in_errors_or_records(desk: Desk) -> None:
         desk.web.files["/a"] = fault
         error = desk.refused(Order(url, desk.models / "b", sha256="1" * 64), Terms({"127.0.0.1": "canary"}))
         assert "canary" not in f"{error.message} {error.hint} {error!r}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Location": "http://[bad/"}, {"Content-Range": "bytes 0-1/" + "9" * 5000}, {"X-Linked-Size": "9" * 5000}],
+)
+def test_a_host_that_answers_with_nonsense_harms_no_other_file(desk: Desk, headers: dict[str, str]) -> None:
+    desk.web.files["/b"] = File(BODY, statuses=[302] * 9 if "Location" in headers else [], headers=headers)
+    outcome = desk.fetch(desk.order("b"), desk.order("b"), desk.order("b"), desk.order())
+    assert all(error is None or isinstance(error, ComfypodError) for error in outcome)
+    assert outcome[-1] is None
+
+
+def test_data_that_is_gone_is_not_taken_for_what_its_record_says(desk: Desk) -> None:
+    desk.web.files["/a"].stall = 200_000
+    some = list[int]()
+    desk.fetch(desk.order(), watch=lambda _, done, __: some.append(done), cancelled=lambda: any(some))
+    (folder,) = desk.site.iterdir()
+    (folder / "data").unlink()
+    desk.web.files["/a"].stall = 0
+    assert desk.fetch(desk.order()) == [None]
+    assert (desk.models / "a").read_bytes() == BODY

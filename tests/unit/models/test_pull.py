@@ -103,6 +103,15 @@ def test_d6_what_could_not_be_fetched_for_one_is_not_there_for_the_other(
     assert everything(site) == ["loras/good.safetensors"]
 
 
+def test_another_address_may_have_what_the_first_one_has_not(server: web.Site, site: Site, tmp_path: Path) -> None:
+    file = publish(server, tmp_path, "a.safetensors")
+    server.answers["/b.safetensors"] = server.answers.pop("/a.safetensors")
+    other = replace(file, url=file.url.replace("/a.", "/b."), folder="vae")
+    outcomes = {each.file: each.error for each in run(site, file, other)}
+    assert isinstance(outcomes[file], SourceError)
+    assert outcomes[other] is None
+
+
 def test_d3_what_is_no_model_takes_no_place_and_is_not_written_down(
     server: web.Site, site: Site, tmp_path: Path
 ) -> None:

@@ -85,7 +85,15 @@ def test_a_workflow_is_read_from_where_it_is_saved_and_the_templates_know_its_fi
     (file,), _ = files_of([of_word("workflow:other.json")], site, ())
     assert (file.place, file.url) == ("checkpoints/sub/unknown.safetensors", "")
     assert [row.state for row in plan_of([file], site).rows] == ["unknown"]
-    assert saved_names(site.layout) == {"m.safetensors"}
+    assert saved_names(site.layout) == (frozenset({"m.safetensors"}), ())
+    write(saved / "large.json", {"nodes": " " * (9 << 20)})
+    elsewhere = site.layout.root / "elsewhere"
+    write(elsewhere / "linked.json", workflow("linked.safetensors"))
+    (saved / "more").symlink_to(elsewhere)
+    (saved / "circle").symlink_to(saved)
+    names, (problem,) = saved_names(site.layout)
+    assert names == {"m.safetensors", "linked.safetensors"}
+    assert "large.json" in problem.message
 
 
 def test_d7_a_name_in_a_workflow_that_leaves_its_folder_is_left_out_and_named(site: Site) -> None:
