@@ -135,7 +135,7 @@ class Client:
                 self.close()
                 response = self._request(parts, method, headers)
         except ValueError as error:
-            # A header, and so a token, may stand in the reason, but not where TLS has failed, which is a ValueError, too.
+            # A header, and so a token, may stand in the reason, but not where TLS failed, which is a ValueError, too.
             why = f": {_reason(error)}" if isinstance(error, OSError) else ""
             raise SourceError(f"{address.shown(url)} cannot be asked for{why}", "check address and token") from error
         except (OSError, http.client.HTTPException) as error:
