@@ -171,7 +171,8 @@ def test_g9_build_secrets_are_in_no_layer_no_history_no_label_and_no_log(docker:
 
 def gated_pack(site: Site) -> str:
     """Return the table of a pack that is baked, and let the site have its file."""
-    body = b"weights"
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    body = len(header).to_bytes(8, "little") + header + b"x"
     site.answers[f"/me/gated/resolve/{'c' * 40}/gated.safetensors"] = Answer(body)
     return (
         f'[[pack]]\nname = "p"\nbake = true\n[[pack.file]]\nurl = "hf:me/gated@{"c" * 40}/gated.safetensors"\n'

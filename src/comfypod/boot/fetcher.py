@@ -69,7 +69,7 @@ class Fetcher:
         if not words:
             raise UsageError("nothing was asked for", _HOW)
         self._asked.put_nowait(words)
-        return f"{' '.join(words)} is fetched"
+        return f"{' '.join(words)} is asked for; the list of models shows how far it is"
 
     async def run(self) -> None:
         """Fetch until cancelled; what is under way then is continued by the next boot."""

@@ -107,7 +107,9 @@ class Watch:
 
     def _free(self) -> int:
         facts = os.statvfs(self._settings.workspace)
-        return facts.f_bavail * facts.f_frsize
+        free = facts.f_bavail * facts.f_frsize
+        self._context.health.workspace |= {"free_bytes": free, "free_inodes": facts.f_favail}
+        return free
 
     async def _look_at_queue(self) -> None:
         """Ask a ComfyUI that answers for its queue, which tells a busy one from a wedged one too."""

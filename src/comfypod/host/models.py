@@ -73,13 +73,11 @@ def fetch(layout: Layout, words: Sequence[str], console: Console, *, replace_wro
     """Fetch what is wanted and nowhere; with `replace_wrong` also what something else stands in the place of.
 
     Raises:
-        UsageError: a word is none, or two want different files in one place; nothing was fetched.
+        UsageError: a word is none.
         StorageError: the workspace is none, or the disk failed.
     """
     volume = opened(layout)
     found, problems = volume.plan(words)
-    if clashes := _clashes(found):
-        raise UsageError("nothing was fetched: two want different files in one place", found=clashes)
     if replace_wrong and not volume.site.offline:
         for row in (row for row in found.rows if row.mends):
             place = put_aside(layout, volume.site.path(row.file), f"`comfypod models pull --replace`: {row.reason}")
@@ -151,7 +149,8 @@ def remove(layout: Layout, *, sure: bool) -> Result:
     files, problems = wanted.files_of(volume.wishes, volume.site, volume.wishes)
     named, unread = wanted.saved_names(layout)
     if problems := (*volume.problems, *problems, *unread):
-        raise UsageError("nothing is removed while it is not known what is wanted", found=problems)
+        told = Problem(UsageError.code, "nothing is removed while it is not known what is wanted")
+        raise UsageError(told.message, found=(told, *problems))
     found = prune.unwanted(volume.site, files, named)
     rows = [{"place": place, "total": entry.size, "by": entry.by} for place, entry in found.items()]
     lines = [f"{human_bytes(entry.size):>9}  {place}  (came with {entry.by})" for place, entry in found.items()]

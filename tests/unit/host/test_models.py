@@ -124,10 +124,14 @@ def test_d6_a_conflict_is_told_before_the_first_byte(desk: Desk) -> None:
     desk.layout.manifest.write_text(rows)
     assert desk.run("plan")["exit_code"] == 16
     refused = desk.run("pull")
-    assert (refused["status"], refused["exit_code"]) == ("error", 2)
+    assert (refused["status"], refused["exit_code"]) == ("partial", 16)
     assert "one and other want different files" in refused["errors"][0]["message"]
     assert not [path for method, path in desk.server.requests if method == "GET"]
     assert not desk.live.exists()
+    third = desk.publish("third.safetensors", 3)
+    desk.layout.manifest.write_text(f'{rows}[[model]]\nname = "third"\nurl = "{third}"\nfolder = "vae"\n')
+    assert desk.run("pull")["data"]["fetched"] == ["vae/third.safetensors"]
+    assert not (desk.live / "loras").exists()
 
 
 def test_d4_what_stands_there_is_named_and_replaced_only_when_that_is_asked_for(desk: Desk) -> None:
