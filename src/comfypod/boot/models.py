@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 10.0
 # How plans call it, and how `/status` does.
-_STATES = {"have": "present", "elsewhere": "present", "fetch": "missing", "part": "incomplete"}
+_STATES = {"have": "present", "elsewhere": "present", "fetch": "missing", "part": "incomplete", "unknown": "missing"}
 
 
 def check_models(context: Context, view: StageView) -> str:
