@@ -283,8 +283,8 @@ def test_e7_a_pod_without_what_it_requires_is_not_ready_until_it_is_there(tmp_pa
         assert pod.probe("/readyz") == (503, "degraded")
         model = site.layout.comfyui / "models" / "upscale_models" / "small.bin"
         model.parent.mkdir(parents=True, exist_ok=True)
-        model.write_bytes(bytes(9))
-        until(pod, lambda status: status["reasons"] == ["required: upscaler is incomplete"])
-        model.write_bytes(bytes(10))
+        model.write_bytes(b"x" * 9)
+        until(pod, lambda status: status["reasons"] == ["required: upscaler is wrong"])
+        model.write_bytes(b"x" * 10)
         pod.wait_for("ready")
         assert "[+]required: 2 are there" in pod.probe("/readyz?verbose")[1].splitlines()
