@@ -48,15 +48,24 @@ def head(url: str) -> dict[str, str]:
         return client.ask(url, "HEAD").seen
 
 
-def download(url: str, target: Path, *, sha256: str | None = None, advance: Callable[[int], None] | None = None) -> int:
+def download(
+    url: str,
+    target: Path,
+    *,
+    sha256: str | None = None,
+    advance: Callable[[int], None] | None = None,
+    tokens: Mapping[str, str] | None = None,
+) -> int:
     """Download to the new file `target`; return its size in bytes. A stall of 15 seconds ends it, and so does a drip.
+
+    `tokens` are those of hosts, by name.
 
     Raises:
         SourceError: not reachable, refused, cut short or stalled.
         IntegrityError: the bytes have another SHA-256 than the one given; the file is removed.
     """
     digest, total, began, buffer = hashlib.sha256(), 0, time.monotonic(), memoryview(bytearray(_CHUNK))
-    with contextlib.closing(Client()) as client:
+    with contextlib.closing(Client(tokens)) as client:
         answer = client.ask(url)
         with target.open("wb") as sink:
             while count := answer.readinto(buffer):

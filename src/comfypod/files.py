@@ -98,6 +98,15 @@ def home() -> Path:
         raise UsageError("this user has no home folder", "set HOME, or give --workspace and COMFYPOD_DATA") from error
 
 
+def is_filled(folder: Path) -> bool:
+    """Whether a folder is there and has something in it; a link to one counts."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder itself and no link to one; False for whatever cannot be a path."""
     try:

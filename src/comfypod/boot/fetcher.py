@@ -97,7 +97,7 @@ class Fetcher:
         for problem in outcome.problems:
             context.warn(problem)
         if outcome.done:
-            context.console.line(f"{outcome.done} model files are fetched")
+            context.console.line(f"{outcome.done} model file{'s are' if outcome.done > 1 else ' is'} fetched")
 
 
 class _Progress:
@@ -120,7 +120,7 @@ class _Progress:
         before = here if self._before is None else self._before
         came = {name: max(0, size - before.get(name, 0)) for name, size in here.items()}
         for row in rows:
-            if fetching and row["state"] in ("missing", "incomplete"):
+            if fetching and row["state"] == "incomplete":
                 row |= {"state": "fetching", "rate": round(came[row["name"]] / max(now - self._at, 0.001))}
         fetched = context.health.downloads.fetched + sum(came.values())
         rate = float(sum(row["rate"] for row in rows))
@@ -134,7 +134,7 @@ def _pulled(context: Context, words: Sequence[str]) -> _Outcome:
     argv = (sys.executable, "-P", "-m", "comfypod", "models", "pull", "--json", "--workspace", str(root), *words)
     env = {**child_environ(context.environ, Path(sys.executable), root), **_settings(context)}
     try:
-        done = proc.run(("nice", "-n", "10", *argv), seconds=_SECONDS, env=env, tick=stopper(context))
+        done = proc.run(("nice", "-n", "19", *argv), seconds=_SECONDS, env=env, tick=stopper(context))
     except StageCancelledError:
         return _Outcome()
     except ComfypodError as error:

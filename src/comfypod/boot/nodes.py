@@ -55,7 +55,8 @@ def _managed(context: Context, user: Path, nodes: Path) -> Iterator[Problem]:
     layout = context.layout
     found = context.layer.image_dists.get(_PACKAGE) if context.layer is not None else None
     try:
-        yield from manager.apply(layout, user, nodes, found.version if found else "", context.settings.node_policy)
+        version, settings = found.version if found else "", context.settings
+        yield from manager.apply(layout, user, nodes, version, settings.node_policy, offline=settings.offline)
         yield from manager.set_clones_aside(layout, nodes)
         yield from manager.set_scripts_aside(layout, user)
     except (StorageError, OSError) as found_wrong:

@@ -214,7 +214,8 @@ class Standby:
         elif key != made.key:
             self._drop("none")
         elif made.waits():
-            self._size = size
+            # One that has just died has none.
+            self._size = size or self._size
             self._show("waiting", size)
         else:
             # Not by nice(1): a process in a container cannot get back what it has given up.

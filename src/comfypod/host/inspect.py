@@ -15,7 +15,7 @@ from comfypod.log import human_bytes
 from comfypod.result import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from comfypod.log import Console
@@ -62,6 +62,7 @@ def _status_text(layout: Layout, found: Mapping[str, Any]) -> str:
         *(f"  {row['name']:<12}{row['state']:<10}{row['seconds']:>7.2f} s  {row['detail']}" for row in found["stages"]),
         "services",
         *(_service_line(row, found["urls"]) for row in found["services"]),
+        *_model_lines(found["models"]),
         *([f"log in to JupyterLab with the token in {layout.token}"] if "jupyter" in found["urls"] else []),
     ]
     chosen = {name: row for name, row in found["settings"].items() if row["origin"] not in ("default", "pod.json")}
@@ -81,6 +82,17 @@ def _service_line(row: Mapping[str, Any], urls: Mapping[str, str]) -> str:
     again = f", {row['restarts']} restarts" if row["restarts"] else ""
     safe = ", safe mode" if row["safe_mode"] else ""
     return f"  {row['name']:<12}{row['state']:<10} pid {row['pid'] or '-'}{again}{safe}  {urls.get(row['name'], '')}"
+
+
+def _model_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Show what is not there yet of the models that are wanted."""
+    lines = []
+    for row in (row for row in rows if row["state"] != "present"):
+        rate = f", {human_bytes(row['rate'])}/s" if row["rate"] else ""
+        whole = human_bytes(row["total"]) if row["total"] else "an unknown size"
+        reason = f"  {row['reason']}" if row["reason"] else ""
+        lines.append(f"  {row['name']:<32}{row['state']:<12}{human_bytes(row['bytes'])} of {whole}{rate}{reason}")
+    return ["models that are not there yet", *lines] if lines else []
 
 
 def health(layout: Layout, probe: str) -> Result:

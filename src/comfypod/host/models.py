@@ -115,7 +115,8 @@ def _fetched(found: Plan, outcomes: Sequence[Outcome], problems: Sequence[Proble
     codes = {error.exit_code for error in errors} | {ModelError.exit_code for _ in problems}
     code = codes.pop() if len(codes) == 1 else ModelError.exit_code
     told = [problem for outcome in outcomes if outcome.error for problem in outcome.error.problems]
-    return _result("pull", data, lines or ["nothing was fetched"], (*problems, *dict.fromkeys(told)), code)
+    none = "nothing was fetched" if problems or told else "all of it is here"
+    return _result("pull", data, lines or [none], (*problems, *dict.fromkeys(told)), code)
 
 
 def check(layout: Layout, console: Console, *, digests: bool = False) -> Result:
@@ -155,7 +156,7 @@ def remove(layout: Layout, *, sure: bool) -> Result:
     rows = [{"place": place, "total": entry.size, "by": entry.by} for place, entry in found.items()]
     lines = [f"{human_bytes(entry.size):>9}  {place}  (came with {entry.by})" for place, entry in found.items()]
     freed = prune.remove(volume.site, found) if sure else 0
-    end = f"removed, {human_bytes(freed)} are free" if sure else "`comfypod models prune --yes` removes them"
+    end = f"removed, {human_bytes(freed)} were freed" if sure else "`comfypod models prune --yes` removes them"
     data = {"models": rows, "removed": sure, "freed": freed}
     return _result("prune", data, [*lines, end] if rows else ["nothing that comfypod has fetched is unwanted"], ())
 

@@ -78,10 +78,10 @@ def lock_models(
 
     def completed(file: ModelFile) -> ModelFile:
         file = _as_known(file, known.get(key(file)))
-        file = replace(file, url=_pinned(file.url, endpoints))
+        file = replace(file, url=_pinned(file.url, terms, endpoints))
         if file.file and file.sha256 and file.size:
             return file
-        return _measured(facts.learn(file, terms, endpoints), endpoints, scratch, console)
+        return _measured(facts.learn(file, terms, endpoints), terms, endpoints, scratch, console)
 
     found = [_locked(file, completed(file), bake=bake) for file, bake in asked]
     for clash in clashes(found):
@@ -98,7 +98,7 @@ def _as_known(file: ModelFile, known: LockedModel | None) -> ModelFile:
     )  # fmt: skip
 
 
-def _measured(file: ModelFile, endpoints: Endpoints, scratch: Path, console: Console) -> ModelFile:
+def _measured(file: ModelFile, terms: Terms, endpoints: Endpoints, scratch: Path, console: Console) -> ModelFile:
     """Download a file whose host does not tell its digest, and look at it."""
     if file.sha256 and file.size:
         return file
@@ -113,7 +113,7 @@ def _measured(file: ModelFile, endpoints: Endpoints, scratch: Path, console: Con
     )
     place = scratch / "model"
     address = sources.address(sources.of_text(file.url), endpoints)
-    size = fetch.download(address, place, sha256=file.sha256 or None)
+    size = fetch.download(address, place, sha256=file.sha256 or None, tokens=terms.tokens)
     if wrong := wrong_with(place, file.file, pickle=file.pickle):
         raise LockError(f"model {file.name}: what {shown(file.url)} sends is no model: {wrong}", "check the address")
     found = files.sha256_file(place)
@@ -121,12 +121,13 @@ def _measured(file: ModelFile, endpoints: Endpoints, scratch: Path, console: Con
     return replace(file, sha256=file.sha256 or found, size=size)
 
 
-def _pinned(url: str, endpoints: Endpoints) -> str:
+def _pinned(url: str, terms: Terms, endpoints: Endpoints) -> str:
     """Name the commit that a branch of a Hugging Face repository means today."""
     named = sources.of_text(url)
     if not url.startswith("hf:") or not isinstance(named, HuggingFace) or _COMMIT.fullmatch(named.revision):
         return url
-    answer = fetch.get_json(f"{endpoints.hugging_face}/api/models/{named.repo}/revision/{quote(named.revision, '')}")
+    asked = f"{endpoints.hugging_face}/api/models/{named.repo}/revision/{quote(named.revision, '')}"
+    answer = fetch.get_json(asked, tokens=terms.tokens)
     commit = str(answer.get("sha")) if isinstance(answer, dict) else ""
     if not _COMMIT.fullmatch(commit):
         raise SourceError(f"{url}: the host does not say which commit that is", "write the commit after the `@`")

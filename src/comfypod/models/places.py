@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comfypod.files import is_filled
 from comfypod.models.needs import inside
 from comfypod.workspace.adopt import adoptions
 from comfypod.workspace.plan import unescaped
@@ -140,9 +141,9 @@ def _seen(root: Path, below: Iterable[str], known: frozenset[str] | None) -> dic
         if _SIGNS & set(kinds):
             _add(found, kinds)
     for webui in (*(root / name for name in _WEBUIS), *([root.parent] if root.name == "models" else [])):
-        if _holds(webui / _A1111_SIGN):
+        if is_filled(webui / _A1111_SIGN):
             for kind, name in _A1111:
-                _add(found, {kind: (webui / name,)} if _holds(webui / name) else {})
+                _add(found, {kind: (webui / name,)} if is_filled(webui / name) else {})
     return found
 
 
@@ -155,15 +156,7 @@ def _kinds(folder: Path, known: frozenset[str] | None) -> dict[str, tuple[Path, 
     wanted = (
         name for name in names if (name in known if known is not None else inside(name) and name != "custom_nodes")
     )
-    return {name: (folder / name,) for name in wanted if _holds(folder / name)}
-
-
-def _holds(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except OSError:
-        return False
+    return {name: (folder / name,) for name in wanted if is_filled(folder / name)}
 
 
 def _add(kinds: dict[str, tuple[Path, ...]], more: Kinds) -> None:

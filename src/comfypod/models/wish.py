@@ -27,6 +27,7 @@ _FILE_KEYS: dict[str, type] = {
 }  # fmt: skip
 # `bake` is for images; a volume has nothing to bake.
 _KEYS: dict[str, type] = {"name": str, "bake": bool, "required": bool}
+_MEND = "mend that table (docs/models.md)"
 _HOW = "write PACK, template:NAME, workflow:PATH, or FOLDER=ADDRESS (docs/models.md)"
 
 
@@ -51,6 +52,8 @@ def of_word(word: str) -> Wish:
             return Wish(kind, _given(word.removeprefix(f"{kind}:"), "a name"))
     if _PACK.fullmatch(word):
         return Wish("pack", word)
+    if word.startswith("-"):
+        raise ValueError("no word begins with `-`")
     match = _FOLDER.fullmatch(word)
     row = {"url": match["rest"], "folder": match["folder"]} if match else {"url": word}
     file = _file(row)
@@ -103,21 +106,21 @@ def wishes(
     found: list[Wish] = [Wish("files", file.name, (file,), file.required) for file in lock]
     problems: list[Problem] = []
 
-    def take(where: str, read: Callable[[Any], Wish], given: Any) -> None:
+    def take(where: str, read: Callable[[Any], Wish], given: Any, hint: str) -> None:
         try:
             found.append(read(given))
         except ValueError as error:
-            problems.append(Problem(ModelError.code, f"{where} is left out: {error}", _HOW))
+            problems.append(Problem(ModelError.code, f"{where} is left out: {error}", hint))
 
     try:
         table = table_of(text_of(manifest)) if manifest else {}
         for key, read in (("model", of_model), ("pack", of_pack)):
             for index, row in enumerate(rows_of(table, key)):
-                take(f"{manifest}: {key}[{index}]", read, row)
+                take(f"{manifest}: {key}[{index}]", read, row, _MEND)
     except (UsageError, StorageError) as error:
         problems.append(Problem(ModelError.code, error.message, error.hint))
     for word in words:
-        take(f"the model {shown(word)}", of_word, word)
+        take(f"the model {shown(word)}", of_word, word, _HOW)
     return tuple(dict.fromkeys(found)), tuple(problems)
 
 

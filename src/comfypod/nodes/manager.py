@@ -43,7 +43,9 @@ def folder_of(user: Path) -> Path:
     return user / "__manager"
 
 
-def apply(layout: Layout, user: Path, nodes: Path, version: str, policy: str) -> tuple[Problem, ...]:
+def apply(
+    layout: Layout, user: Path, nodes: Path, version: str, policy: str, *, offline: bool = False
+) -> tuple[Problem, ...]:
     """Have Manager's `config.ini` say what the policy says, before ComfyUI starts; return what had to be changed.
 
     The user's own keys stay. A file that Manager would not read is set aside, and what can be read of it taken over.
@@ -51,7 +53,7 @@ def apply(layout: Layout, user: Path, nodes: Path, version: str, policy: str) ->
     Raises:
         StorageError: the disk refused; Manager must not be started then.
     """
-    rules, known = rules_of(version, policy)
+    rules, known = rules_of(version, policy, offline=offline)
     problems = [] if known else [_unknown(version)]
     folder = folder_of(user)
     if os.path.lexists(folder) and not folder.is_dir():

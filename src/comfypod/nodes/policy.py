@@ -57,11 +57,17 @@ _SINCE_4_1: Mapping[str, Mapping[str, Rule]] = {
 POLICIES = {NEWEST: _SINCE_4_1, "4.1": _SINCE_4_1}
 
 
-def rules_of(version: str, policy: str) -> tuple[Mapping[str, Rule], bool]:
-    """Return what holds for a version of Manager, and whether it is known; an unknown one gets the strictest."""
+def rules_of(version: str, policy: str, *, offline: bool = False) -> tuple[Mapping[str, Rule], bool]:
+    """Return what holds for a version of Manager, and whether it is known; an unknown one gets the strictest.
+
+    In a pod that is `offline` Manager is so as well, unless its user has chosen another network than the public one.
+    """
     found = _RELEASE.match(version)
     table = POLICIES.get(found[0]) if found is not None else None
-    return (POLICIES[NEWEST]["locked"], False) if table is None else (table[policy], True)
+    rules = POLICIES[NEWEST]["locked"] if table is None else table[policy]
+    if offline:
+        rules = {**rules, "network_mode": Rule("offline", rules["network_mode"].allowed - {"public"})}
+    return rules, table is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def find(
     held: list[str] = []
     nodes = ""
     for place, kind in places.items():
-        filled = {name: f"{place}/{name}" for name in USER_FOLDERS if _holds(layout.root / place / name)}
+        filled = {name: f"{place}/{name}" for name in USER_FOLDERS if files.is_filled(layout.root / place / name)}
         new = {name: path for name, path in filled.items() if path not in known}
         free = {
             name: path for name, path in new.items() if name not in folders and _is_free(layout, name, here, mounts)
@@ -141,7 +141,7 @@ def find(
                 held.append(path)
         kinds += [kind] if new else []
     stored = {kind: f"{_STORAGE}/{name}" for kind, name in stores.items() if f"{_STORAGE}/{name}" not in known}
-    if stored := {kind: path for kind, path in stored.items() if _holds(layout.root / path)}:
+    if stored := {kind: path for kind, path in stored.items() if files.is_filled(layout.root / path)}:
         _add(models, stored)
         kinds += [] if "ai-dock" in kinds else ["ai-dock"]
     if not (core or folders or models or nodes):
@@ -237,15 +237,6 @@ def _kind(layout: Layout, names: Collection[str]) -> str:
     return next((kind for kind, seen in signs.items() if seen), "another ComfyUI")
 
 
-def _holds(folder: Path) -> bool:
-    """Whether a folder is there and has something in it."""
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except OSError:
-        return False
-
-
 def _is_free(layout: Layout, name: str, here: Release | None, mounts: Collection[Path]) -> bool:
     """Whether a folder of `ComfyUI/` can give way to a link: nothing but what ComfyUI itself puts there is in it."""
     folder = layout.comfyui / name
@@ -277,4 +268,4 @@ def _kinds_in(layout: Layout, place: str) -> dict[str, str]:
         entries = sorted(entry.name for entry in os.scandir(layout.root / place) if entry.is_dir())
     except OSError:
         return {}
-    return {name: f"{place}/{name}" for name in entries if _holds(layout.root / place / name)}
+    return {name: f"{place}/{name}" for name in entries if files.is_filled(layout.root / place / name)}

@@ -114,6 +114,21 @@ def test_a_ready_pod_shows_its_queue_its_services_and_its_problems(site: Site, l
         assert part in words
 
 
+def test_models_that_are_not_there_yet_are_shown_with_how_far_they_are(
+    site: Site, layout: Layout, tmp_path: Path
+) -> None:
+    def row(name: str, state: str, there: int, total: int, rate: int = 0, reason: str = "") -> dict[str, Any]:
+        return {"name": name, "state": state, "bytes": there, "total": total, "rate": rate, "reason": reason}
+
+    rows = [row("finished", "present", 9, 9), row("coming", "fetching", 2_000_000, 8_000_000, 1_000_000)]
+    text = show(site, layout, snapshot(tmp_path, models=[*rows, row("bad", "wrong", 0, 0, 0, "a web page")])).text
+    assert "finished" not in text
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.strip()}
+    assert lines["coming"] == "fetching 2.0 MB of 8.0 MB, 1.0 MB/s"
+    assert lines["bad"] == "wrong 0 B of an unknown size a web page"
+    assert "models that" not in show(site, layout, snapshot(tmp_path, models=rows[:1])).text
+
+
 def test_a_pod_that_does_not_answer_is_told_apart_from_none(layout: Layout) -> None:
     register(layout, f"http://127.0.0.1:{free_port()}")
     with pytest.raises(NotReadyError, match=f"pid {os.getpid()}") as caught:

@@ -40,7 +40,7 @@ def pack(url: str, more: str = "", name: str = "p") -> str:
 def locked(
     text: str, site: Site, scratch: Path, held: Sequence[schema.LockedModel] = (), out: io.StringIO | None = None
 ) -> tuple[schema.LockedModel, ...]:
-    terms, endpoints = hosts({"HF_ENDPOINT": site.url})
+    terms, endpoints = hosts({"HF_ENDPOINT": site.url, "HF_TOKEN": "hf-mine"})
     return lock_models(
         wanted(manifest(more=text)), held, terms, endpoints, scratch, Console(out or io.StringIO())
     )  # fmt: skip
@@ -64,6 +64,8 @@ def test_a_branch_is_locked_to_the_commit_that_it_is_with_what_the_host_says(sit
     assert (found.url, found.asked) == (f"hf:me/mine@{COMMIT}/sub/a.safetensors", MINE)
     assert (found.sha256, found.size, found.licence, found.gated) == ("a" * 64, 5, "mit", True)
     assert not [path for method, path in site.requests if method == "GET" and "/resolve/" in path]
+    # A private repository says nothing without it.
+    assert set(site.logins) == {"Bearer hf-mine"}
 
 
 def test_what_a_lock_says_stays_without_a_question_although_the_branch_moves_on(site: Site, tmp_path: Path) -> None:
@@ -96,6 +98,7 @@ def test_a_host_that_tells_no_digest_is_downloaded_from_once_and_says_so(site: S
     first = locked(text, site, tmp_path, out=out)
     assert (first[0].sha256, first[0].size) == (hashlib.sha256(body).hexdigest(), len(body))
     assert "does not tell its digest, so all of it is downloaded" in out.getvalue()
+    assert set(site.logins) == {"Bearer hf-mine"}
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     site.requests.clear()
     assert locked(text, site, tmp_path, first) == first

@@ -70,7 +70,8 @@ def test_a_word_is_a_pack_a_template_a_workflow_or_an_address(word: str, wish: W
     "word",
     ["template:", "../x", "/etc/passwd", "ftp://h/x", f"../loras={URL}", f"/abs={URL}", f"a//b={URL}", f"a/./b={URL}",
      "loras=https://h/..", "loras=https://h/%2e%2e%2f", "loras=https://h/", "loras=https://h/a%00b",
-     "loras=https://h/a%1b[2J", f"loras=https://h/{'x' * 256}", "template:\x1b[2J"],
+     "loras=https://h/a%1b[2J", f"loras=https://h/{'x' * 256}", "template:\x1b[2J",
+     f"--workspace={URL}"],
 )  # fmt: skip
 def test_g8_words_that_leave_the_folder_or_name_nothing_are_refused(word: str) -> None:
     with pytest.raises(ValueError, match=r"."):

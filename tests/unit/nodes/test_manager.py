@@ -57,6 +57,20 @@ def test_a_new_volume_gets_the_policy_and_is_not_written_again(layout: Layout, p
     assert _config(layout).stat().st_ino == before
 
 
+@pytest.mark.parametrize(("wanted", "meanwhile"), [("", "offline"), ("public", "offline"), ("private", "private")])
+@pytest.mark.parametrize("policy", _POLICIES)
+def test_in_a_pod_without_a_network_manager_has_none_and_its_own_again_later(
+    layout: Layout, policy: str, wanted: str, meanwhile: str
+) -> None:
+    if wanted:
+        _write(_config(layout), f"[default]\nnetwork_mode = {wanted}\n")
+    nodes, user = layout.comfyui / "custom_nodes", layout.comfyui / "user"
+    assert manager.apply(layout, user, nodes, "4.2.2", policy, offline=True) == ()
+    assert _read(_config(layout))["network_mode"] == meanwhile
+    assert _apply(layout, policy) == ()
+    assert _read(_config(layout))["network_mode"] == (wanted or "public")
+
+
 def test_b6_what_is_weaker_is_tightened_and_named_and_the_rest_is_kept(layout: Layout) -> None:
     _write(_config(layout), "[default]\nsecurity_level = Weak\nchannel_url = mine\nnetwork_mode = offline\n")
     (problem,) = _apply(layout)
