@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from comfypod import arguments, errors, settings
+from comfypod import arguments, errors
 from comfypod.boot.metrics import TABLE as METRICS
 from comfypod.boot.process import MOVES
 from comfypod.boot.stages import STAGES
@@ -22,6 +22,7 @@ from comfypod.manifest import schema
 from comfypod.manifest.profiles import load_profiles
 from comfypod.models import packs
 from comfypod.nodes.policy import NEWEST, POLICIES
+from comfypod.settings_table import TABLE as SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,7 +49,7 @@ def code(text: str) -> str:
 def settings_table() -> str:
     """Render every setting of a pod."""
     rows = []
-    for row in settings.TABLE:
+    for row in SETTINGS:
         variables = [*row.variables, *(f"{name}_FILE" for name in row.variables if row.secret)]
         rows.append((code(row.name), ", ".join(map(code, variables)), code(row.default) or "none", row.help))
     return table(("setting", "environment", "default", "meaning"), rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from comfypod.git import MIRRORS
-from comfypod.settings import TABLE
+from comfypod.settings_table import TABLE
 from comfypod.workspace.run import MARK
 from docs import reference
 

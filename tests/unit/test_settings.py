@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfypod.errors import UsageError
-from comfypod.settings import TABLE, resolve, secret_variables
+from comfypod.settings import resolve, secret_variables
+from comfypod.settings_table import TABLE
 
 
 def test_later_layers_win_and_origins_say_which(tmp_path: Path) -> None:

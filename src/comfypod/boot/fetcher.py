@@ -17,7 +17,7 @@ from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.errand import Errand
 from comfypod.boot.models import missing, surveyed
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
-from comfypod.settings import TABLE
+from comfypod.settings_table import TABLE
 from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:

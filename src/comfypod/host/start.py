@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from comfypod.host.wait import stop_limit
 from comfypod.image.labels import PREFIX
-from comfypod.settings import TABLE, Settings, secret_variables
+from comfypod.settings import Settings, secret_variables
+from comfypod.settings_table import TABLE
 from comfypod.workspace.run import MARK
 
 if TYPE_CHECKING:
