@@ -8,6 +8,8 @@ import errno
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from comfypod.errors import ComfypodError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,7 +21,7 @@ class Errand(Generic[_Found_co]):
 
     def __init__(self, work: Callable[[], _Found_co], seconds: float) -> None:
         self._work, self._seconds = work, seconds
-        self._found: asyncio.Future[_Found_co | OSError] | None = None
+        self._found: asyncio.Future[_Found_co | OSError | ComfypodError] | None = None
 
     async def run(self) -> _Found_co:
         """Return what the call returns.
@@ -27,20 +29,21 @@ class Errand(Generic[_Found_co]):
         Raises:
             TimeoutError: it takes too long.
             OSError: the call's own.
+            ComfypodError: the same.
         """
         if self._found is None or self._found.done():
             self._found = asyncio.get_running_loop().create_future()
             threading.Thread(target=self._go, args=(self._found,), daemon=True).start()
         async with asyncio.timeout(self._seconds):
             found = await asyncio.shield(self._found)
-        if isinstance(found, OSError):
+        if isinstance(found, (OSError, ComfypodError)):
             raise found
         return found
 
-    def _go(self, found: asyncio.Future[_Found_co | OSError]) -> None:
+    def _go(self, found: asyncio.Future[_Found_co | OSError | ComfypodError]) -> None:
         try:
-            result: _Found_co | OSError = self._work()
-        except OSError as error:
+            result: _Found_co | OSError | ComfypodError = self._work()
+        except (OSError, ComfypodError) as error:
             result = error
         except (ValueError, TypeError, RuntimeError) as error:
             result = OSError(errno.EINVAL, str(error))

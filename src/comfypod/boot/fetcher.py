@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from comfypod import proc
 from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.errand import Errand
-from comfypod.boot.models import missing, surveyed
+from comfypod.boot.models import missing, survey
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
 from comfypod.settings_table import TABLE
 from comfypod.workspace.children import child_environ
@@ -89,6 +89,8 @@ class Fetcher:
             await seen.look(fetching=True)
         try:
             outcome = await pulling
+        except ComfypodError as error:
+            outcome = _Outcome(problems=tuple(error.problems))
         except (OSError, TimeoutError) as error:
             outcome = _Outcome(problems=(Problem(ModelError.code, f"models are not fetched: {error}", _AGAIN),))
         await seen.look(fetching=False)
@@ -107,14 +109,14 @@ class _Progress:
         self._context = context
         self._before: dict[str, int] | None = None
         self._at = 0.0
-        self._survey = Errand(partial(surveyed, context), _PATIENCE)
+        self._survey = Errand(partial(survey, context), _PATIENCE)
 
     async def look(self, *, fetching: bool) -> None:
         """Show what has come since the last look, and how quickly; a disk that refuses shows nothing new."""
         context, now = self._context, time.monotonic()
         try:
             rows = await self._survey.run()
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, ComfypodError):
             return
         here = {row["name"]: int(row["bytes"]) for row in rows}
         before = here if self._before is None else self._before
@@ -137,8 +139,6 @@ def _pulled(context: Context, words: Sequence[str]) -> _Outcome:
         done = proc.run(("nice", "-n", "19", *argv), seconds=_SECONDS, env=env, tick=stopper(context))
     except StageCancelledError:
         return _Outcome()
-    except ComfypodError as error:
-        return _Outcome(problems=tuple(error.problems))
     return _read(done)
 
 

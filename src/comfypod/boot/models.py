@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfypod.boot import extra_paths
-from comfypod.errors import ComfypodError, ModelError, Problem
+from comfypod.errors import ModelError, Problem
 from comfypod.models.places import Places, places_of
 from comfypod.workspace.plan import mount_table
 
@@ -103,18 +102,6 @@ def survey(context: Context) -> list[dict[str, Any]]:
         rows = [_shown(row, site.path(row.file), parts) for row in plan_of(context.models, site).rows]
         # What is left only somebody's word has asked for, or another pod fetches it.
         return rows + [_view(path.name, "incomplete", *sizes) for path, sizes in parts.items()]
-
-
-def surveyed(context: Context) -> list[dict[str, Any]]:
-    """Do the same for an errand, which takes an OSError alone.
-
-    Raises:
-        OSError: there is nothing new to be shown.
-    """
-    try:
-        return survey(context)
-    except ComfypodError as error:
-        raise OSError(errno.EINVAL, error.message) from error
 
 
 def _site(context: Context) -> Site:

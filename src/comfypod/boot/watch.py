@@ -12,7 +12,7 @@ from comfypod.boot.errand import Errand
 from comfypod.boot.health import Check
 from comfypod.boot.process import State
 from comfypod.boot.prompts import Observer
-from comfypod.errors import HostError
+from comfypod.errors import ComfypodError, HostError
 from comfypod.log import human_bytes
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Watch:
         """Look again at models that were missing: they may come while the pod runs."""
         health = self._context.health
         if not (self._checks.get("required", Check(well=True, text="")).well or health.fetching):
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError, TimeoutError, ComfypodError):
                 health.models = await self._models.run()
         self._note("required", required_check(self._context.required, [*health.nodes, *health.models]))
 
@@ -148,9 +148,9 @@ class Watch:
 
 
 def _models(context: Context) -> list[dict[str, Any]]:
-    from comfypod.boot.models import surveyed
+    from comfypod.boot.models import survey
 
-    return surveyed(context)
+    return survey(context)
 
 
 def _survey() -> Survey:

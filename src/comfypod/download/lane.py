@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from comfypod.download import address
 from comfypod.download.connection import Client
 from comfypod.download.probe import agree, facts_of, part_of, version_of
-from comfypod.download.refusal import TRIES, BrokenError, RefusedError
+from comfypod.download.refusal import TRIES, BrokenError, RefusedError, disguised
 from comfypod.errors import ComfypodError, SourceError
 from comfypod.files import storage_error
 
@@ -26,8 +26,6 @@ SLOWEST = 2000
 GRACE_SECONDS = 15.0
 # So much, and a connection counts as sound again.
 _SOUND = 1 << 16
-_PAGES = (b"<!doctype html", b"<html", b"<?xml")
-_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class AnewError(Exception):
@@ -138,7 +136,7 @@ class Lane(threading.Thread):
                 attempt.over(piece)
                 return
             if not piece.at:
-                self._refuse_page(bytes(buffer[: min(count, 64)]))
+                self._refuse(disguised(bytes(buffer[: min(count, 64)])))
             attempt.partial.write(buffer[:count], piece.at)
             attempt.pieces.advance(piece, count)
             attempt.partial.note(piece)
@@ -180,7 +178,7 @@ class Lane(threading.Thread):
         """Make sure that this is the file, and the piece of it that was asked for."""
         attempt, found = self._attempt, facts_of(answer)
         if answer.headers.get("content-type", "").startswith("text/html"):
-            self._refuse_page(_PAGES[0])
+            self._refuse("page")
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise RefusedError(f"{self._shown} sends the file compressed", "ask its host for another address", 200)
         agree(attempt.order, found)
@@ -194,20 +192,19 @@ class Lane(threading.Thread):
             raise AnewError(replace(found, ranges=False), cause)
         attempt.agreed(found)
 
-    def _refuse_page(self, head: bytes) -> None:
-        """Refuse a page that pretends to be the file.
+    def _refuse(self, disguise: str) -> None:
+        """Refuse what pretends to be the file.
 
         Raises:
-            RefusedError: it is one.
+            RefusedError: something does.
         """
         said = f"{self._shown} answered with "
-        if head.lstrip().lower().startswith(_PAGES):
+        if disguise == "page":
             hint = "it may want a login or a licence accepted: open it in a browser, and set the host's token"
             raise RefusedError(f"{said}a web page instead of a file", hint, 200)
-        if head.startswith(_POINTER):
-            raise RefusedError(
-                f"{said}a Git LFS pointer instead of a file", "use /resolve/ in its address, not /raw/", 200
-            )
+        if disguise:
+            hint = "use /resolve/ in its address, not /raw/"
+            raise RefusedError(f"{said}a Git LFS pointer instead of a file", hint, 200)
 
     @property
     def _shown(self) -> str:

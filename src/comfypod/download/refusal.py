@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from comfypod.download import address
 from comfypod.errors import SourceError
@@ -20,6 +20,9 @@ _LONGEST_PAUSE = 30.0
 # What a host may ask for.
 _LONGEST_WAIT = 120.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 _TOKENS = {"huggingface.co": "HF_TOKEN", "civitai.com": "CIVITAI_TOKEN"}
 
 
@@ -41,6 +44,13 @@ class RefusedError(SourceError):
     def __init__(self, message: str, hint: str, status: int) -> None:
         super().__init__(message, hint)
         self.status = status
+
+
+def disguised(first: bytes) -> Literal["", "page", "pointer"]:
+    """Say by its first bytes what comes in the place of a file: a web page, or a pointer of Git LFS."""
+    if first.startswith(_POINTER):
+        return "pointer"
+    return "page" if first.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES) else ""
 
 
 def refused(

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any
 
+from comfypod.download.refusal import disguised
 from comfypod.errors import IntegrityError
 from comfypod.files import open_plain
 
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
 
 # Formats of torch that can run code when they are loaded.
 PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pt", ".pt2", ".pth"})
+# ComfyUI's own (`supported_pt_extensions`), and what custom nodes load.
 SUFFIXES = frozenset({*PICKLES, ".gguf", ".onnx", ".safetensors", ".sft"})
 _FIRST = 1024
-# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+_DISGUISES = {"page": "it is a web page", "pointer": "it is a pointer of Git LFS in the place of the file"}
 _ZIP, _ZIP_END, _ZIP_REACH = b"PK\x03\x04", b"PK\x05\x06", (1 << 16) + 22
 # Protocol 2 and later of pickle, with which torch has always written.
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -69,13 +69,7 @@ def check_for(file: ModelFile) -> Callable[[Path], None]:
 
 
 def _no_model(first: bytes) -> str:
-    if not first:
-        return "it is empty"
-    if first.startswith(_POINTER):
-        return "it is a pointer of Git LFS in the place of the file"
-    if first.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
-        return "it is a web page"
-    return ""
+    return _DISGUISES.get(disguised(first), "") if first else "it is empty"
 
 
 def _safetensors(handle: IO[bytes], size: int) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from comfypod.models.look import SUFFIXES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# ComfyUI's own (`supported_pt_extensions`), and what custom nodes load.
-_FORMATS = (".safetensors", ".sft", ".gguf", ".onnx", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl")
 # What folders were called before; ComfyUI looks into both.
 _RENAMED = {"unet": "diffusion_models", "clip": "text_encoders"}
 _DIGITS = frozenset("0123456789abcdef")
 _LONGEST_PART = 255
 _LONGEST_NAME = 1024
+_ENDS = tuple(SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Needs:
 
 def is_model(text: str) -> bool:
     """Whether a text looks like the name of a model file."""
-    return len(text) <= _LONGEST_NAME and text.lower().endswith(_FORMATS) and "://" not in text and "\n" not in text
+    return len(text) <= _LONGEST_NAME and text.lower().endswith(_ENDS) and "://" not in text and "\n" not in text
 
 
 def is_sha256(text: str) -> bool:

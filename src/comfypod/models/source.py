@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from comfypod.download.address import shown
 from comfypod.models.needs import inside
 
 HOWTO = "write https://..., hf:ORG/REPO@REVISION/FILE or civitai:VERSION"
@@ -135,4 +136,4 @@ def canonical(text: str) -> str:
 
 def _shown(text: str) -> str:
     """Return an address for a message: no login, no query."""
-    return repr(re.sub(r"(?<=://)[^/\s]*@", "", text).partition("?")[0][:200])
+    return repr(shown(text).partition("?")[0][:200])

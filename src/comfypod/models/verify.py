@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from comfypod.files import sha256_file
 from comfypod.models.look import SUFFIXES, other_size, wrong_with
+from comfypod.models.walk import files_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from comfypod.models.places import Places
 
 
 def files_in(places: Places) -> Iterator[Path]:
-    """Yield the files that have a model's name, in every folder once; links are followed as ComfyUI follows them."""
-    seen: set[str] = set()
-    for folder in places.folders():
-        for path, names, files in os.walk(folder, followlinks=True):
-            if (real := os.path.realpath(path)) in seen:
-                names.clear()
-                continue
-            seen.add(real)
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            models = (name for name in sorted(files) if PurePath(name).suffix.lower() in SUFFIXES)
-            yield from (Path(path, name) for name in models if not name.startswith("."))
+    """Yield the files that have a model's name, in every folder once."""
+    return (path for path in files_below(places.folders()) if path.suffix.lower() in SUFFIXES)
 
 
 def verify(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -14,9 +13,10 @@ from comfypod.files import read_small
 from comfypod.models import carriers, facts, packs, plan, record, templates, workflow
 from comfypod.models.file import ModelFile
 from comfypod.models.needs import Need, Needs
+from comfypod.models.walk import files_below
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from comfypod.models.plan import Plan, There
     from comfypod.models.site import Site
@@ -49,25 +49,14 @@ def files_of(
 def saved_names(layout: Layout) -> tuple[frozenset[str], tuple[Problem, ...]]:
     """Return the names of all files that the workflows of ComfyUI's editor name, and which of them cannot be read."""
     found, problems = set[str](), list[Problem]()
-    for path in _saved(layout.comfyui / "user"):
+    saved = files_below(sorted((layout.comfyui / "user").glob("*/workflows")))
+    for path in (path for path in saved if path.suffix == ".json"):
         try:
             found |= {need.name for need in workflow.read(read_small(path, carriers.LONGEST)).needs}
         except (OSError, UsageError) as error:
             told = f"the saved workflow {path} is not read: {getattr(error, 'strerror', None) or error}"
             problems.append(Problem(ModelError.code, told, "mend it, or move it away"))
     return frozenset(found), tuple(problems)
-
-
-def _saved(user: Path) -> Iterator[Path]:
-    """Yield the workflows of ComfyUI's editor, also where folders are links."""
-    for folder in sorted(user.glob("*/workflows")):
-        seen = set[str]()
-        for place, folders, names in os.walk(folder, followlinks=True):
-            if (real := os.path.realpath(place)) in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            yield from (Path(place, name) for name in sorted(names) if name.endswith(".json"))
 
 
 def plan_of(files: Iterable[ModelFile], site: Site) -> Plan:
