@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import podfile
+from comfypod import interrupts, podfile
 from comfypod.arguments import parser
 from comfypod.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ComfypodError, UsageError
 from comfypod.log import Console
 from comfypod.result import Result, failure, interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Sequence
 
     from comfypod.workspace.layout import Layout
 
@@ -43,7 +40,7 @@ def run(argv: Sequence[str], begun: float) -> int:
     if options.verb == "boot":
         return _boot(options, extra, console, begun)
     try:
-        with _terminable():
+        with interrupts.raised():
             if extra and options.verb != "up":
                 raise UsageError(f"`comfypod {options.verb}` takes no arguments after --")
             result = _VERBS[options.verb](options, extra, console)
@@ -51,28 +48,10 @@ def run(argv: Sequence[str], begun: float) -> int:
         result = failure(options.verb, error)
     except KeyboardInterrupt:
         result = interrupted(options.verb, "interrupted", EXIT_INTERRUPTED)
-    except _TerminatedError:
+    except interrupts.TerminatedError:
         result = interrupted(options.verb, "terminated", EXIT_TERMINATED)
     console.render(result)
     return result.exit_code
-
-
-class _TerminatedError(SystemExit):
-    pass
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that what is half done is put away."""
-
-    def raise_terminated(_signum: int, _frame: FrameType | None) -> None:
-        raise _TerminatedError(EXIT_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _TERMINATE_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+# In thousandths of all memory (proc(5), oom_score_adj): more than we use ourselves even where the limit is 256 MB.
+_SOONER = 100
 # prctl(PR_SET_PDEATHSIG); the parent may have died before the call.
 _TIE = """
 import ctypes, os, signal, sys
@@ -159,28 +161,39 @@ async def start_service(
 ) -> ServiceChild:
     """Start a supervised child in a session of its own, both streams joined in one pipe; `keep` stays open in it.
 
+    Where memory runs out, the kernel ends it before us, who start it again.
+
     Raises:
         HostError: the program is missing or cannot be executed.
     """
     import asyncio
 
-    reading, writing = os.pipe()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT,
-            env=dict(env), cwd=cwd, start_new_session=True, pass_fds=keep,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        os.close(reading)
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise HostError(f"cannot run {argv[0]}: {reason}", "`comfypod up` repairs the store") from error
-    finally:
-        os.close(writing)
     output = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb", buffering=0)
-    )
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0), contextlib.ExitStack() as undo:
+        # First the pipe: whoever is cancelled while the program starts leaves none behind, for asyncio ends that one.
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb", buffering=0)
+        )
+        undo.callback(transport.close)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.STDOUT,
+                env=dict(env), cwd=cwd, start_new_session=True, pass_fds=keep,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise HostError(f"cannot run {argv[0]}: {reason}", "`comfypod up` repairs the store") from error
+        undo.pop_all()
+    _ends_sooner(process.pid)
     return ServiceChild(process, output, transport.close)
+
+
+def _ends_sooner(pid: int) -> None:
+    """Raise the score by which the kernel chooses whom to end; a child that has chosen a higher one keeps it."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "r+", encoding="ascii") as handle:
+        if int(handle.read()) < _SOONER:
+            handle.write(str(_SOONER))
 
 
 def signal_group(pid: int, signum: signal.Signals) -> bool:

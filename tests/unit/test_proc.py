@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +18,7 @@ from comfypod.errors import HostError
 from tests.kit.lab import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Awaitable
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
 NO_PID = 2**22 + 1
@@ -190,3 +194,43 @@ def test_the_processor_time_of_a_group_counts_all_its_processes(tmp_path: Path) 
         proc.signal_group(child.pid, signal.SIGKILL)
         child.wait()
     assert proc.group_seconds(NO_PID) == 0
+
+
+def _service(code: str, **env: str) -> Awaitable[proc.ServiceChild]:
+    return proc.start_service(python(code), {**os.environ, **env}, Path("/"))
+
+
+def _score(pid: int | str) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+def test_a_service_is_ended_before_us_when_memory_runs_out() -> None:
+    async def score() -> int:
+        child = await _service("import time; time.sleep(60)")
+        found = _score(child.process.pid)
+        child.process.kill()
+        await child.process.wait()
+        child.close()
+        return found
+
+    assert asyncio.run(score()) > _score("self")
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_service_whose_start_is_cancelled_leaves_nothing(turns: int) -> None:
+    marker = f"comfypod-test-{os.getpid()}-{turns}"
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(_service("import time; time.sleep(60)", MARKER=marker))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            child = await task
+            child.process.kill()
+            await child.process.wait()
+            child.close()
+
+    asyncio.run(cancelled())
+    gc.collect()
+    assert proc.with_variable(f"MARKER={marker}") == []
