@@ -1,20 +1,16 @@
-"""Boot beside bare ComfyUI: `uv run python benchmarks/boot.py [--runs N]`.
+"""Boot beside bare ComfyUI: `uv run python -m benchmarks.boot [--runs N]`.
 
 Prepares the store with `comfypod up` if need be, then starts, in turn and on the same workspace, ComfyUI bare
 (`python main.py`, as boot would call it) and `comfypod boot` with JupyterLab on. Time to ready is from the start of
-the process to the first 200 of `/system_stats`. Prints the breakdown of boot and the ratio of the medians; with
-`--json` the same as JSON.
+the process to the first 200 of `/system_stats`. Boot's own moments are shown too.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
-import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.question import Question, run
 from comfypod import control, podfile
 from comfypod.workspace.children import child_environ
 from comfypod.workspace.layout import Layout
@@ -132,64 +129,43 @@ def _all_ready(status: dict[str, Any]) -> bool:
     return "jupyter" in states and set(states.values()) == {"ready"}
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Summarise: least, median, most."""
-    return {"min": round(min(values), 4), "median": round(statistics.median(values), 4), "max": round(max(values), 4)}
-
-
-def report(bares: list[Run], boots: list[Run]) -> dict[str, Any]:
-    """Put the figures together."""
-    moments = {name: spread([run.moments[name] for run in boots]) for name in boots[0].moments}
-    plain, ours = spread([run.seconds for run in bares]), spread([run.seconds for run in boots])
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "runs": len(boots),
-        "bare_seconds_to_ready": plain,
-        "boot_seconds_to_ready": ours,
-        "ratio_of_medians": round(ours["median"] / plain["median"], 4),
-        "ratio_by_pair": spread([b.seconds / a.seconds for a, b in zip(bares, boots, strict=True)]),
-        "moments_since_first_instruction": moments,
-    }
-
-
-def show(figures: dict[str, Any]) -> str:
-    """Render the figures as a table in Markdown."""
-    lines = [
-        f"{figures['machine']}, {figures['runs']} interleaved runs",
-        "",
-        "| seconds | min | median | max |",
-        "| --- | --- | --- | --- |",
-    ]
-    rows = {
-        "bare ComfyUI, start to ready": figures["bare_seconds_to_ready"],
-        "comfypod boot with JupyterLab, start to ready": figures["boot_seconds_to_ready"],
-        "ratio by pair": figures["ratio_by_pair"],
-        **{f"boot: {name}": row for name, row in figures["moments_since_first_instruction"].items()},
-    }
-    lines += [f"| {name} | {row['min']:.3f} | {row['median']:.3f} | {row['max']:.3f} |" for name, row in rows.items()]
-    return "\n".join([*lines, "", f"ratio of medians: {figures['ratio_of_medians']:.3f}"])
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="pairs to measure after one that is not counted")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
+def measure(chosen: argparse.Namespace) -> list[Question]:
+    """Start both in turn."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
         workspace = Path(folder) / "workspace"
         pod = prepare(workspace)
         pairs: list[tuple[Run, Run]] = []
-        for number in range(options.runs + 1):
+        for number in range(chosen.runs + 1):
             # Each goes first in turn, so that what one leaves behind favors neither.
             first_booted = booted(Layout(workspace).pod_file, workspace) if number % 2 else None
             plain = bare(pod, workspace)
             pair = (plain, first_booted or booted(Layout(workspace).pod_file, workspace))
             print(f"run {number}: bare {pair[0].seconds:.2f} s, boot {pair[1].seconds:.2f} s", file=sys.stderr)
             pairs.append(pair)
-        figures = report([pair[0] for pair in pairs[1:]], [pair[1] for pair in pairs[1:]])
-    print(json.dumps(figures, indent=1) if options.json else show(figures))
+    starts = {
+        "bare ComfyUI": [a.seconds for a, _ in pairs[1:]],
+        "boot, JupyterLab on": [b.seconds for _, b in pairs[1:]],
+    }
+    boots = [boot for _, boot in pairs[1:]]
+    moments = {name: [boot.moments[name] for boot in boots] for name in boots[0].moments}
+    return [
+        Question(
+            "boot",
+            "Start to ready on the host, page cache warm",
+            "seconds",
+            starts,
+            "bare ComfyUI",
+            0.85,
+            ("boot, JupyterLab on",),
+        ),
+        Question("boot-moments", "Since boot's first instruction", "seconds", moments),
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--runs", type=int, default=5, help="pairs to measure after one that is not counted")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, options)

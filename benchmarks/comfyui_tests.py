@@ -1,4 +1,4 @@
-"""ComfyUI's own tests, bare, under the launcher and by a standby: `uv run python benchmarks/comfyui_tests.py`.
+"""ComfyUI's own tests, bare, under the launcher and by a standby: `uv run python -m benchmarks.comfyui_tests`.
 
 Runs `tests-unit` and `tests/execution` of the ComfyUI in the store (prepared by `comfypod up`) in a copy of its tree.
 The tests themselves start `main.py`; this file is loaded into each run as a plugin of pytest and starts it as boot

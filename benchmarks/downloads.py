@@ -1,4 +1,4 @@
-"""The download door beside others: `uv run python benchmarks/downloads.py [--gib N] [--runs N] [--folder DIR]`.
+"""The download door beside others: `uv run python -m benchmarks.downloads [--gib N] [--runs N] [--folder DIR]`.
 
 Serves one file by nginx on loopback, without a limit and with one for each connection, and fetches it in turn by
 `aria2c -x16`, `curl`, `huggingface_hub` (in an environment of its own) and the door, which alone checks the digest.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -24,7 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from benchmarks.question import Question, run
 
 PORT = 18391
 URL = f"http://127.0.0.1:{PORT}"
@@ -187,47 +187,32 @@ def memory(folder: Path, size: int) -> float:
     return next(int(line.split()[1]) / 1000 for line in said.splitlines() if line.startswith("VmHWM"))
 
 
-def report(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Summarise: medians, and what the door is to the best of the others."""
-    medians = {what: {name: statistics.median(rows) for name, rows in each.items()} for what, each in figures.items()}
-    best = {what: max(value for name, value in row.items() if name != "comfypod") for what, row in medians.items()}
-    return {
-        "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "MB/s": {what: {name: round(value) for name, value in row.items()} for what, row in medians.items()},
-        "of the best": {what: round(row["comfypod"] / best[what], 3) for what, row in medians.items()},
-    }
-
-
-def show(found: dict[str, Any]) -> str:
-    """Render as a table in Markdown."""
-    names = list(dict.fromkeys(name for row in found["MB/s"].values() for name in row))
-    lines = [
-        found["machine"],
-        "",
-        f"| MB/s | {' | '.join(names)} | of the best |",
-        f"| --- |{' --- |' * (len(names) + 1)}",
+def asked(chosen: argparse.Namespace) -> list[Question]:
+    """Have each fetch the file in turn, and the door a sparse one for its memory."""
+    with tempfile.TemporaryDirectory(prefix="comfypod-bench-", dir=chosen.folder) as name:
+        found = {} if chosen.memory else measure(Path(name), int(chosen.gib * 1024) << 20, chosen.runs)
+        most = [memory(Path(name), int((chosen.memory or chosen.gib) * (1 << 30)))]
+    budget = {"budget": [150.0], "comfypod": most}
+    return [
+        *(_question(number, what, rows) for number, (what, rows) in enumerate(found.items())),
+        Question("download-memory", "Most memory of a download", "MB", budget, "budget", 1, ("comfypod",)),
     ]
-    for what, row in found["MB/s"].items():
-        lines.append(f"| {what} | {' | '.join(str(row[name]) for name in names)} | {found['of the best'][what]:.2f} |")
-    return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _question(number: int, what: str, rows: dict[str, list[float]]) -> Question:
+    """Compare the door with the best of the others."""
+    best = max((name for name in rows if name != "comfypod"), key=lambda name: statistics.median(rows[name]))
+    title = f"A model from a server on this machine, {what}"
+    return Question(f"download-{number}", title, "MB/s", rows, best, 0.95, ("comfypod",), more_is_better=True)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("--gib", type=float, default=2, help="size of the file")
     parser.add_argument("--runs", type=int, default=5, help="times that each fetches it")
     parser.add_argument("--folder", type=Path, help="where the files are (default: the temporary folder)")
-    parser.add_argument("--memory", type=float, help="measure peak memory alone, for a file of so many GiB")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="comfypod-bench-", dir=options.folder) as name:
-        if options.memory:
-            print(f"{memory(Path(name), int(options.memory * (1 << 30))):.0f} MB")
-            return
-        found = report(measure(Path(name), int(options.gib * 1024) << 20, options.runs))
-    print(json.dumps(found, indent=1) if options.json else show(found))
+    parser.add_argument("--memory", type=float, help="measure memory alone, for a sparse file of so many GiB")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, asked, options)

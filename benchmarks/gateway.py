@@ -1,11 +1,10 @@
-"""The gateway beside ComfyUI itself: `uv run python benchmarks/gateway.py [--requests N] [--runs N] [--mib N]`.
+"""The gateway beside ComfyUI itself: `uv run python -m benchmarks.gateway [--requests N] [--runs N] [--mib N]`.
 
 Starts the real ComfyUI with `comfypod up`, then asks it directly and through the gateway (with a token), in turn: small
 requests on one kept connection, one large download (`/view`) and one large upload (`/upload/image`), how long a
 message takes to reach 200 WebSocket clients, and how long the previews of a prompt take to reach them all (a node of
 the benchmark's own sends them, through ComfyUI's `send_sync`). With a `caddy` on the PATH, Caddy with `forward_auth`
 is asked as well.
-Prints medians and ratios; with `--json` the same as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import os
 import selectors
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.question import Question, run
 from comfypod import control
 from comfypod.workspace.layout import Layout
 
@@ -319,52 +318,35 @@ def _websocket(way: Way, number: int) -> socket.socket:
     return line
 
 
-def report(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Summarise: the median of each way, and what the others are to the direct one."""
-    medians = {what: {way: statistics.median(rows) for way, rows in ways.items()} for what, ways in figures.items()}
-    return {
-        "machine": f"{os.cpu_count()} cores",
-        "medians": {what: {way: round(each, 3) for way, each in ways.items()} for what, ways in medians.items()},
-        "ratios": {
-            what: {way: round(each / ways["direct"], 3) for way, each in ways.items() if way != "direct"}
-            for what, ways in medians.items()
-        },
-    }
-
-
-def show(found: dict[str, Any]) -> str:
-    """Render as a table in Markdown."""
-    ways = list(dict.fromkeys(way for row in found["medians"].values() for way in row))
-    lines = [found["machine"], "", f"| median | {' | '.join(ways)} |", f"| --- |{' --- |' * len(ways)}"]
-    for what, row in found["medians"].items():
-        cells = [f"{row[way]:.2f} ({found['ratios'][what].get(way, 1):.2f})" if way in row else "" for way in ways]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=1000, help="small requests by each way")
-    parser.add_argument("--runs", type=int, default=5, help="large transfers by each way")
-    parser.add_argument("--mib", type=int, default=1024, help="size of a large transfer")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    size = options.mib << 20
+def asked(chosen: argparse.Namespace) -> list[Question]:
+    """Ask each way in turn."""
+    size = chosen.mib << 20
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder, ExitStack() as stack:
         ways = stack.enter_context(pod(Path(folder) / "workspace"))
         ways += stack.enter_context(caddy(Path(folder), ways[0]))
         with (Layout(Path(folder) / "workspace").comfyui / "output" / "large.bin").open("wb") as large:
             large.truncate(size)
-        figures = {
-            "small request, ms": latencies(ways, options.requests),
-            "download, MiB/s": in_turn(ways, options.runs, lambda way: download(way, size), size),
-            "upload, MiB/s": in_turn(ways, options.runs, lambda way: upload(way, size), size),
-            f"message to {CLIENTS} WebSockets, ms": {way.name: broadcast(way, 20) for way in ways},
-            f"{PREVIEWS} previews to {CLIENTS} WebSockets, ms": {way.name: previews(way, 10) for way in ways},
-        }
-    print(json.dumps(report(figures), indent=1) if options.json else show(report(figures)))
+        heard = {way.name: broadcast(way, 20) for way in ways}
+        seen = {way.name: previews(way, 10) for way in ways}
+        down = in_turn(ways, chosen.runs, lambda way: download(way, size), size)
+        up = in_turn(ways, chosen.runs, lambda way: upload(way, size), size)
+        small = latencies(ways, chosen.requests)
+    ours, most = ("gateway",), {"more_is_better": True}
+    return [
+        Question("gateway-latency", "A small request", "milliseconds", small, "direct"),
+        Question("gateway-download", f"{chosen.mib} MiB from ComfyUI", "MiB/s", down, "direct", 0.7, ours, **most),
+        Question("gateway-upload", f"{chosen.mib} MiB to ComfyUI", "MiB/s", up, "direct", 0.7, ours, **most),
+        Question("gateway-message", f"A message to {CLIENTS} WebSockets", "milliseconds", heard, "direct"),
+        Question("gateway-previews", f"{PREVIEWS} previews to {CLIENTS} WebSockets", "milliseconds", seen, "direct"),
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--requests", type=int, default=1000, help="small requests by each way")
+    parser.add_argument("--runs", type=int, default=5, help="large transfers by each way")
+    parser.add_argument("--mib", type=int, default=1024, help="size of a large transfer")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, asked, options)

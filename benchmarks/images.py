@@ -1,6 +1,6 @@
 """What images weigh: every layer, the wheels in it unpacked, and the usual way to build the same beside them.
 
-`python benchmarks/images.py comfypod:cpu-slim comfypod:cpu` looks at images that are here; `--seed` also builds one
+`python -m benchmarks.images comfypod:cpu-slim comfypod:cpu` looks at images that are here; `--seed` also builds one
 from the same packages with a compiler, pip's defaults and one environment, as most Dockerfiles for ComfyUI do, and
 removes it again (15 GB of disk). The figures in docs/images.md come from here.
 """
@@ -15,16 +15,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.question import Question, run
 from comfypod.copying import copy_tree
 from comfypod.host.store import Store, data_folder
 from comfypod.image.detect import find
 from comfypod.lock.load import read_lock
-from comfypod.log import human_bytes
 from comfypod.podfile import release_name
+from tests.kit.real_images import changed_bytes
 
 if TYPE_CHECKING:
     from comfypod.image.engine import Engine
 
+_MB = 1_000_000
 _SEED = "comfypod-seed:benchmark"
 # What the wheels' own records say that they unpack to; bytecode is made in the build.
 _UNPACKED = """
@@ -35,24 +37,31 @@ print(json.dumps(sum(int(row[2] or 0) for path in records for row in csv.reader(
 """
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure(chosen: argparse.Namespace) -> list[Question]:
+    """Weigh the images, and what an upgrade fetches."""
+    engine = find("docker")
+    usual = {"the usual way": [_seed(engine) / _MB]} if chosen.seed else {}
+    found = []
+    for image in chosen.images:
+        wheels = {"base and wheels, unpacked": [(_unpacked(engine, image) + _size(engine, chosen.base)) / _MB]}
+        sizes = {**wheels, image: [_size(engine, image) / _MB], **usual}
+        name = image.rpartition("/")[2].replace(":", "-")
+        found.append(Question(f"size-{name}", f"Size of {image}", "MB", sizes, next(iter(wheels)), 1.15, (image,)))
+        found.append(Question(f"layers-{name}", f"Layers of {image}", "MB", _layers(engine, image)))
+    if chosen.upgrade_from:
+        fetched = changed_bytes(engine, chosen.upgrade_from, chosen.images[0])
+        rows = {step: [size / _MB] for step, size in fetched.items()} | {"whole": [sum(fetched.values()) / _MB]}
+        title = f"What a machine that has {chosen.upgrade_from} fetches for {chosen.images[0]}, compressed"
+        found.append(Question("upgrade", title, "MB", rows))
+    return found
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--base", default="debian:bookworm-slim", help="what their sizes are compared with")
     parser.add_argument("--seed", action="store_true", help="also build an image the usual way")
-    options = parser.parse_args()
-    engine = find("docker")
-    base = _size(engine, options.base)
-    print("| image | size | wheels unpacked and base | ratio |\n| --- | --- | --- | --- |")
-    for image in options.images:
-        wheels = _unpacked(engine, image) + base
-        size = _size(engine, image)
-        print(f"| `{image}` | {human_bytes(size)} | {human_bytes(wheels)} | {size / wheels:.3f} |")
-    if options.seed:
-        print(f"| the usual way | {human_bytes(_seed(engine))} | | |")
-    for image in options.images:
-        _layers(engine, image)
+    parser.add_argument("--upgrade-from", metavar="IMAGE", help="also weigh what an upgrade to the first image fetches")
 
 
 def _size(engine: Engine, image: str) -> int:
@@ -67,12 +76,11 @@ def _unpacked(engine: Engine, image: str) -> int:
     return int(json.loads(subprocess.run([*argv, "-c", _UNPACKED], check=True, capture_output=True, text=True).stdout))
 
 
-def _layers(engine: Engine, image: str) -> None:
+def _layers(engine: Engine, image: str) -> dict[str, list[float]]:
     found = engine.image(image)
     assert found is not None
-    print(f"\n{image}\n\n| layer | size |\n| --- | --- |")
-    for layer in found.layers:
-        print(f"| `{layer.step[:100] or 'base'}` | {human_bytes(layer.size or 0)} |")
+    rows = enumerate(layer for layer in found.layers if layer.size)
+    return {f"{number} `{layer.step[:80] or 'base'}`": [(layer.size or 0) / _MB] for number, layer in rows}
 
 
 def _seed(engine: Engine) -> int:
@@ -99,4 +107,4 @@ def _seed(engine: Engine) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, options)

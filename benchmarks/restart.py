@@ -2,17 +2,13 @@
 
 In turn, on one machine: ComfyUI bare (`python main.py`, on a port and a database of its own), a restart of the pod's
 ComfyUI by the standby, and one with no standby there. A restart is from the request on the pod's page to the first 200
-of `/system_stats` through the gateway, the end of the old ComfyUI included. Prints medians and ratios; with `--json`
-the same as JSON.
+of `/system_stats` through the gateway, the end of the old ComfyUI included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +18,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from benchmarks.boot import CONTROL, LONGEST, POLL, PORTS, prepare, spread
+from benchmarks.boot import CONTROL, LONGEST, POLL, PORTS, prepare
+from benchmarks.question import Question, run
 from comfypod import control, podfile
 from comfypod.workspace.children import child_environ
 from comfypod.workspace.layout import Layout
@@ -102,39 +99,8 @@ def measure(pod: podfile.PodFile, workspace: Path, runs: int) -> tuple[dict[str,
     return found, size
 
 
-def report(found: dict[str, list[float]], size: int) -> dict[str, Any]:
-    """Put the figures together."""
-    plain = statistics.median(found["bare"])
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "runs": len(found["bare"]),
-        "standby_bytes": size,
-        "seconds": {way: spread(seconds) for way, seconds in found.items()},
-        "ratio_of_medians": {way: round(statistics.median(found[way]) / plain, 4) for way in WAYS[1:]},
-        "ratio_by_round": {
-            way: spread([ours / theirs for ours, theirs in zip(found[way], found["bare"], strict=True)])
-            for way in WAYS[1:]
-        },
-    }
-
-
-def show(figures: dict[str, Any]) -> str:
-    """Render the figures as a table in Markdown."""
-    lines = [f"{figures['machine']}, {figures['runs']} interleaved runs", "", "| | min | median | max |"]
-    lines += ["| --- | --- | --- | --- |"]
-    rows = {f"{way}, seconds": row for way, row in figures["seconds"].items()}
-    rows |= {f"{way}, ratio by round": row for way, row in figures["ratio_by_round"].items()}
-    lines += [f"| {name} | {row['min']:.3f} | {row['median']:.3f} | {row['max']:.3f} |" for name, row in rows.items()]
-    ratios = ", ".join(f"{way} {ratio:.3f}" for way, ratio in figures["ratio_of_medians"].items())
-    return "\n".join([*lines, "", f"ratio of medians: {ratios}; the standby has {figures['standby_bytes'] >> 20} MiB"])
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="rounds to measure after one that is not counted")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
+def asked(chosen: argparse.Namespace) -> list[Question]:
+    """Boot a pod with a standby, and measure."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
         workspace = Path(folder) / "workspace"
         pod = prepare(workspace)
@@ -144,12 +110,22 @@ def main() -> None:
         booted = subprocess.Popen([*argv, "--set=standby=on"], env=env, stdout=subprocess.DEVNULL)
         try:
             answers(GATEWAY, time.monotonic())
-            figures = report(*measure(pod, workspace, options.runs))
+            found, size = measure(pod, workspace, chosen.runs)
         finally:
             booted.terminate()
             booted.wait(60)
-    print(json.dumps(figures, indent=1) if options.json else show(figures))
+    return [
+        Question("restart", "ComfyUI again, until it answers", "seconds", found, "bare", 0.35, ("standby",)),
+        Question(
+            "standby-memory", "Memory of the standby, what it shares included", "MiB", {"standby": [size / (1 << 20)]}
+        ),
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--runs", type=int, default=5, help="rounds to measure after one that is not counted")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, asked, options)

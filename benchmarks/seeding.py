@@ -1,4 +1,4 @@
-"""Seeding beside `cp -a` and `mv`: `uv run python benchmarks/seeding.py [--runs N] [--folder DIR]`.
+"""Seeding beside `cp -a` and `mv`: `uv run python -m benchmarks.seeding [--runs N] [--folder DIR]`.
 
 The real ComfyUI of the store (`comfypod up` puts it there) is put on the disk of `--folder`, in turn by boot's first
 run, by `cp -a`, and by `mv` from another file system, as a shell entrypoint does; also with `link`. What boot does is
@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.question import Question, run
 from comfypod.copying import copy_tree
 from comfypod.host.store import Store, data_folder
 from comfypod.lock.load import read_lock
@@ -31,13 +31,8 @@ if TYPE_CHECKING:
 Way = tuple[str, "Callable[[Path], None]"]
 
 
-def main() -> None:
-    """Print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
-    parser.add_argument("--elsewhere", type=Path, default=Path("/dev/shm"), help="another file system, for mv")
-    options = parser.parse_args()
+def measure(chosen: argparse.Namespace) -> list[Question]:
+    """Put ComfyUI on the disk by each way in turn."""
     image = _image()
     ways: list[Way] = [
         ("boot, move", lambda place: _boot(place, image, "move")),
@@ -45,17 +40,20 @@ def main() -> None:
         ("copy alone", lambda place: _copied(image.tree, place)),
         ("cp -a", lambda place: _run("cp", "-a", str(image.tree), str(place / "ComfyUI"))),
         ("cp -a, sync -f", lambda place: _synced(place, "cp", "-a", str(image.tree), str(place / "ComfyUI"))),
-        ("mv, sync -f", lambda place: _synced(place, "mv", str(options.elsewhere / "ComfyUI"), str(place / "ComfyUI"))),
+        ("mv, sync -f", lambda place: _synced(place, "mv", str(chosen.elsewhere / "ComfyUI"), str(place / "ComfyUI"))),
     ]
     seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
-    for _ in range(options.runs):
+    for _ in range(chosen.runs):
         for name, way in ways:
-            seconds[name].append(_once(way, options.folder, options.elsewhere, image))
-    base = statistics.median(seconds["cp -a"])
-    print("| way | median | slowest | of `cp -a` |\n| --- | --- | --- | --- |")
-    for name, found in seconds.items():
-        middle = statistics.median(found)
-        print(f"| {name} | {middle * 1000:.0f} ms | {max(found) * 1000:.0f} ms | {middle / base:.2f} |")
+            seconds[name].append(_once(way, chosen.folder, chosen.elsewhere, image))
+    return [Question("seeding", "ComfyUI to an empty volume", "seconds", seconds, "cp -a")]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
+    parser.add_argument("--elsewhere", type=Path, default=Path("/dev/shm"), help="another file system, for mv")
 
 
 def _image() -> Image:
@@ -101,4 +99,4 @@ def _synced(place: Path, *argv: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, options)
