@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import sys
@@ -43,6 +44,7 @@ class Console:
         self._waiting: queue.Queue[str | None] | None = None
         self._writer: threading.Thread | None = None
         self._mirrors: list[Callable[[str], None]] = []
+        self._above_bar: Callable[[str], None] | None = None
 
     def mirror(self, write: Callable[[str], None]) -> None:
         """Also hand every line (without its newline) to `write`, for `boot.log`."""
@@ -71,7 +73,9 @@ class Console:
             self._put(text)
 
     def _put(self, text: str) -> None:
-        if not self.gone:
+        if self._above_bar is not None:
+            self._above_bar(text)
+        elif not self.gone:
             self.gone = not _write(self._out, text)
 
     @property
@@ -101,13 +105,17 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Show progress in bytes: a bar on a terminal, a line every five seconds elsewhere.
+        """Show progress in bytes: a bar on a terminal, below whatever lines come, a line every five seconds elsewhere.
 
         Yields a function that takes the number of bytes done so far.
         """
         if self.interactive:
-            with _bar(self._out, label, total) as advance:
-                yield advance
+            with _bar(self._out, label, total) as (advance, above):
+                self._above_bar = above
+                try:
+                    yield advance
+                finally:
+                    self._above_bar = None
             return
         started = shown = time.monotonic()
 
@@ -149,7 +157,7 @@ def _write(out: TextIO, text: str) -> bool:
 
 
 @contextmanager
-def _bar(out: TextIO, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _bar(out: TextIO, label: str, total: int | None) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
@@ -162,4 +170,5 @@ def _bar(out: TextIO, label: str, total: int | None) -> Iterator[Callable[[int],
     )
     with Progress(*columns, console=RichConsole(file=out), transient=True) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        above = functools.partial(progress.console.print, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        yield lambda done: progress.update(task, completed=done), above

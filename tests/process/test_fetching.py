@@ -117,6 +117,22 @@ def test_a_model_is_fetched_that_somebody_asks_for_on_the_page(tmp_path: Path, h
         assert pod.status()["ready"]  # type: ignore[index]
 
 
+def test_a_failure_is_shown_when_it_happens_and_not_when_it_is_tried_again(tmp_path: Path, hub: Host) -> None:
+    site = Site(tmp_path)
+    hub.files["/none.safetensors"] = File(no_head=404, statuses=[404] * 99)
+    environ = {"COMFYPOD_MODELS": f"loras={hub.url}/large.safetensors loras={hub.url}/none.safetensors"}
+    with booted(site, environ=environ) as pod:
+        failed = wait_until(lambda: (found := row(pod, "none.safetensors")).get("state") == "failed" and found)
+        assert "answered 404 Not Found; check the address" in failed["reason"]
+        assert wait_until(lambda: row(pod, "large.safetensors").get("state") == "fetching")
+        assert row(pod, "none.safetensors")["state"] == "failed"
+        assert metric(pod, 'models{state="failed"}') == 1
+    hub.files["/none.safetensors"] = File(hub.files["/large.safetensors"].body, cap=_SLOW)
+    with booted(site, environ=environ) as pod:
+        coming = wait_until(lambda: (found := row(pod, "none.safetensors")).get("state") == "fetching" and found)
+        assert coming["reason"] == ""
+
+
 def test_a_pod_without_a_network_names_what_is_missing_and_fetches_nothing(tmp_path: Path, hub: Host) -> None:
     site = Site(tmp_path)
     environ = {"COMFYPOD_MODELS": f"loras={hub.url}/up.safetensors", "COMFYPOD_OFFLINE": "on"}

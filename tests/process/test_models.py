@@ -93,6 +93,38 @@ def test_d1_e5_a_pull_that_is_stopped_is_seen_by_others_and_gone_on_with(
     assert server.sent < size * 1.5
 
 
+def test_a_failure_is_told_when_it_happens_and_does_not_stay_when_it_is_tried_again(
+    layout: Layout, server: Host
+) -> None:
+    large, none = (f"{server.url}/{name}.safetensors" for name in ("a", "none"))
+    server.files["/none.safetensors"] = File(no_head=404, statuses=[404] * 99)
+    rows = (f'[[model]]\nurl = "{url}"\nfolder = "loras"\n' for url in (large, none))
+    layout.manifest.write_text("".join(rows))
+    process = start(layout, "pull", f"loras={large}", f"loras={none}", f"vae={none}")
+    assert process.stderr is not None
+    while "none.safetensors could not be fetched" not in (line := process.stderr.readline()):
+        assert line, process.communicate()
+    assert "answered 404 Not Found; check the address" in line
+    begun(layout, process)
+    found = {row["place"]: row for row in run(layout, "list")["data"]["models"]}
+    assert process.poll() is None
+    assert found["loras/a.safetensors"]["state"] == "part"
+    for place in ("loras/none.safetensors", "vae/none.safetensors"):
+        assert found[place]["state"] == "failed"
+        assert "404" in found[place]["reason"]
+    server.files["/a.safetensors"].cap = 0
+    process.communicate(timeout=60)
+    left = {row["place"]: row["state"] for row in run(layout, "list")["data"]["models"]}
+    assert left == {"loras/a.safetensors": "have", "loras/none.safetensors": "failed"}
+    server.files["/none.safetensors"] = File(server.files["/a.safetensors"].body, cap=200_000)
+    process = start(layout, "pull")
+    begun(layout, process)
+    states = {row["place"]: row["state"] for row in run(layout, "list")["data"]["models"]}
+    assert states["loras/none.safetensors"] == "part"
+    process.terminate()
+    process.communicate(timeout=20)
+
+
 def test_two_pulls_of_one_file_fetch_it_once(layout: Layout, server: Host) -> None:
     server.files["/a.safetensors"].cap = 1_000_000
     word = f"loras={server.url}/a.safetensors"

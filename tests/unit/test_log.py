@@ -112,3 +112,15 @@ def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch: pytest.Monk
         advance(10)
     assert "copying" in out.getvalue()
     assert out.getvalue().endswith("\x1b[2K")
+
+
+def test_lines_that_come_beside_a_bar_stay_above_it() -> None:
+    out = _Terminal()
+    console = Console(out)
+    with console.progress("copying", 10) as advance:
+        advance(5)
+        console.line("[bold]one file failed[/bold]: " + "x" * 200)
+    console.line("after")
+    lines = out.getvalue().splitlines()
+    assert any(line.endswith("[bold]one file failed[/bold]: " + "x" * 200) for line in lines)
+    assert lines[-1].endswith("after")

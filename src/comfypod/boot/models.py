@@ -92,15 +92,23 @@ def survey(context: Context) -> list[dict[str, Any]]:
         ModelError: what is recorded of them makes no sense.
         OSError: the disk failed.
     """
-    if not (context.models or context.layout.downloads.exists()):
+    if not (context.models or context.layout.downloads.exists() or context.layout.model_notes.exists()):
         return []
     from comfypod.download.partial import progress
+    from comfypod.models import notes
     from comfypod.models.wanted import plan_of
 
     with _sense(context):
-        parts, site = progress(context.layout.downloads), _site(context)
-        rows = [_shown(row, site.path(row.file), parts) for row in plan_of(context.models, site).rows]
+        parts, said, site = progress(context.layout.downloads), notes.read(context.layout), _site(context)
+        rows = []
+        for row in plan_of(context.models, site).rows:
+            rows.append(_shown(row, site.path(row.file), parts))
+            if (note := notes.of_row(said, row)) is not None:
+                rows[-1] |= {"state": note.state, "reason": note.reason}
         # What is left only somebody's word has asked for, or another pod fetches it.
+        for note in (note for note in said.values() if note.under_way):
+            sizes = parts.pop(site.places.live / note.place, (0, 0))
+            rows.append(_view(note.name, note.state, *sizes, reason=note.reason))
         return rows + [_view(path.name, "incomplete", *sizes) for path, sizes in parts.items()]
 
 

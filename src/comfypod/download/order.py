@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from comfypod.errors import ComfypodError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class Facts:
     etag: str = ""
     ranges: bool = False
     name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has become of an order: its file is there, or `error` says why not."""
+
+    state: Literal["done", "failed"]
+    error: ComfypodError | None = None
 
 
 @dataclass(frozen=True, slots=True)

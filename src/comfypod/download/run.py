@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from comfypod import files
 from comfypod.download import partial, place, space
 from comfypod.download.address import shown
-from comfypod.download.order import Facts
+from comfypod.download.order import Facts, News
 from comfypod.download.partial import Partial
 from comfypod.download.probe import agree, probe
 from comfypod.download.rate import Gate
@@ -38,18 +38,25 @@ def fetch(
     terms: Terms,
     *,
     watch: Callable[[Order, int, int], None] = lambda *_: None,
+    tell: Callable[[Order, News], None] = lambda *_: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[ComfypodError | None]:
     """Fetch files, and return what became of each: None, or why it is not there.
 
     `site` holds partial files, and their locks; another process with the same `site` waits for a file that is being
-    fetched. `watch` is told an order, its bytes so far and in all (-1: not known), `cancelled` asked whether to stop;
-    both in this thread, several times a second. What arrived is kept for the next call, whatever ends this one.
+    fetched. `watch` is told an order, its bytes so far and in all (-1: not known), `tell` what has become of one when
+    that happens, `cancelled` asked whether to stop; all in this thread, several times a second. What arrived is kept
+    for the next call, whatever ends this one.
     """
-    run = _Run(site, terms, watch, cancelled)
+    run = _Run(site, terms, cancelled)
     jobs = [_Job(order, run) for order in orders]
+
+    def look() -> None:
+        for job in jobs:
+            job.tell(watch, tell)
+
     try:
-        run.all(jobs, _Job.prepare)
+        run.all(jobs, _Job.prepare, look)
         waiting = [job for job in jobs if not job.over]
         try:
             with files.storage_errors(f"cannot look at the disk of {site}"):
@@ -57,7 +64,7 @@ def fetch(
         except ComfypodError as error:
             for job in waiting:
                 job.end(error)
-        run.all(waiting, _Job.fetch)
+        run.all(waiting, _Job.fetch, look)
     finally:
         run.stop.set()
     return [job.outcome if job.over else stopped(job.order) for job in jobs]
@@ -66,16 +73,13 @@ def fetch(
 class _Run:
     """What all files of one call share."""
 
-    def __init__(
-        self, site: Path, terms: Terms, watch: Callable[[Order, int, int], None], cancelled: Callable[[], bool]
-    ) -> None:
-        self.site, self.terms = site, terms
-        self._watch, self._cancelled = watch, cancelled
+    def __init__(self, site: Path, terms: Terms, cancelled: Callable[[], bool]) -> None:
+        self.site, self.terms, self._cancelled = site, terms, cancelled
         self.gate = Gate(terms.rate)
         self.stop = threading.Event()
 
-    def all(self, jobs: Sequence[_Job], step: Callable[[_Job], None]) -> None:
-        """Do a step of every job, some at a time, and tell how far they are; return when all did, or shall stop."""
+    def all(self, jobs: Sequence[_Job], step: Callable[[_Job], None], look: Callable[[], None]) -> None:
+        """Do a step of every job, some at a time, and `look` meanwhile; return when all did, or shall stop."""
         left: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         for job in jobs:
             left.put(job)
@@ -87,8 +91,7 @@ class _Run:
         while alive and time.monotonic() < until:
             alive[0].join(_LOOK_SECONDS)
             alive = [thread for thread in threads if thread.is_alive()]
-            for job in jobs:
-                job.tell(self._watch)
+            look()
             if self._cancelled() and not self.stop.is_set():
                 self.stop.set()
                 until = time.monotonic() + _STOP_SECONDS
@@ -119,18 +122,21 @@ class _Job:
         self.outcome: ComfypodError | None = None
         self.over = False
         self._so_far: Callable[[], tuple[int, int]] | None = None
-        self._told = (-1, -1)
+        self._told, self._end_told = (-1, -1), False
 
     def end(self, outcome: ComfypodError | None = None) -> None:
         """Say what became of it."""
         self.outcome, self.over = outcome, True
 
-    def tell(self, watch: Callable[[Order, int, int], None]) -> None:
-        """Tell how far it is, where that has changed."""
+    def tell(self, watch: Callable[[Order, int, int], None], tell: Callable[[Order, News], None]) -> None:
+        """Tell how far it is, where that has changed, and once what became of it, unless it was only stopped."""
         now = self._so_far() if self._so_far else self._told
         if now != self._told:
             self._told = now
             watch(self.order, *now)
+        if self.over and not self._end_told and not self._run.stop.is_set():
+            self._end_told = True
+            tell(self.order, News("failed", self.outcome) if self.outcome else News("done"))
 
     def prepare(self) -> None:
         """See whether it may be fetched and is not there yet, and ask how large it is."""

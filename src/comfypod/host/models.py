@@ -11,7 +11,7 @@ from comfypod.files import room
 from comfypod.host.asked import opened
 from comfypod.host.volume import pod_of
 from comfypod.log import human_bytes
-from comfypod.models import prune, record, verify, wanted
+from comfypod.models import notes, prune, record, verify, wanted
 from comfypod.models.plan import is_named
 from comfypod.models.pull import Outcome, pull
 from comfypod.result import Result
@@ -43,8 +43,13 @@ def show(layout: Layout) -> Result:
     volume = opened(layout)
     plan, problems = volume.plan(offline=True)
     live, known = volume.site.places.live, {row.file.place for row in plan.rows}
-    ours = record.ours(layout, live)
-    rows = [_row(row) for row in plan.rows]
+    ours, said = record.ours(layout, live), notes.read(layout)
+    rows = []
+    for row in plan.rows:
+        note = notes.of_row(said, row)
+        rows.append(_row(row) | ({"state": note.state, "reason": note.reason} if note is not None else {}))
+    asked = (note for note in said.values() if note.under_way)
+    rows += [{"place": note.place, "state": note.state, "total": 0, "reason": note.reason} for note in asked]
     for path in verify.files_in(volume.site.places):
         place = path.relative_to(live).as_posix() if path.is_relative_to(live) else str(path)
         if place not in known:
@@ -100,7 +105,11 @@ def _pulled(files: Sequence[ModelFile], found: Plan, site: Site, console: Consol
     console.line(_total(found, room(site.places.live).bytes))
     label = files[0].name if len(files) == 1 else f"{len(files)} models"
     with console.progress(label, sum(file.size for file in files) or None) as advance:
-        return pull(files, site, lambda so_far, _: advance(so_far), lambda: False)
+        return pull(files, site, lambda so_far, _: advance(so_far), lambda file, why: console.line(_failed(file, why)))
+
+
+def _failed(file: ModelFile, reason: str) -> str:
+    return f"{_readable(file.place)} could not be fetched: {reason}"
 
 
 def _fetched(found: Plan, outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> Result:

@@ -11,13 +11,14 @@ from comfypod.download.address import shown
 from comfypod.download.order import Order
 from comfypod.errors import ComfypodError
 from comfypod.files import make_folder, sha256_file, storage_errors
-from comfypod.models import record, source
+from comfypod.models import notes, record, source
 from comfypod.models.look import check_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from comfypod.download.order import News
     from comfypod.models.file import ModelFile
     from comfypod.models.site import Site
 
@@ -32,12 +33,25 @@ class Outcome:
 
 
 def pull(
-    files: Sequence[ModelFile], site: Site, watch: Callable[[int, int], None], cancelled: Callable[[], bool]
+    files: Sequence[ModelFile],
+    site: Site,
+    watch: Callable[[int, int], None],
+    tell: Callable[[ModelFile, str], None] = lambda *_: None,
 ) -> list[Outcome]:
     """Fetch files that are nowhere; contents that several want are fetched once. The failure of one is its own.
 
-    `watch` is told the bytes so far and in all, as far as that is known.
+    `watch` is told the bytes so far and in all, as far as that is known; `tell`, why a file is not there as soon as
+    that is known, which is noted on the volume as well.
     """
+    notes.forget(site.layout, (file.place for file in files))
+    told = _Told(files, site, tell)
+    outcomes = _pull(files, site, watch, told)
+    for outcome in outcomes:
+        told.end(outcome.file, outcome.error)
+    return outcomes
+
+
+def _pull(files: Sequence[ModelFile], site: Site, watch: Callable[[int, int], None], told: _Told) -> list[Outcome]:
     here = {
         entry.sha256: site.places.live / place for place, entry in record.ours(site.layout, site.places.live).items()
     }
@@ -45,7 +59,7 @@ def pull(
     for file in files:
         if file.sha256 not in here:
             fresh.setdefault(file.sha256 or file.place, file)
-    outcomes = _fetched(list(fresh.values()), site, watch, cancelled)
+    outcomes = _fetched(list(fresh.values()), site, watch, told)
     tried = {done.file.url for done in outcomes}
     known: dict[str, Path | ComfypodError] = {**here}
     known |= {done.file.sha256: done.error or site.path(done.file) for done in outcomes}
@@ -53,19 +67,40 @@ def pull(
     # Another address may have what the first one had not.
     left = [file for file in others if file.url not in tried and isinstance(known[file.sha256], ComfypodError)]
     if left:
-        outcomes += pull(left, site, watch, cancelled)
+        outcomes += _pull(left, site, watch, told)
     return outcomes + [
         Outcome(file, _shared(known[file.sha256], file, site), shared=True) for file in others if file not in left
     ]
 
 
-def _fetched(
-    files: list[ModelFile], site: Site, watch: Callable[[int, int], None], cancelled: Callable[[], bool]
-) -> list[Outcome]:
+def _fetched(files: list[ModelFile], site: Site, watch: Callable[[int, int], None], told: _Told) -> list[Outcome]:
     orders = [_order(file, site) for file in files]
     counted = _Counted(watch, orders)
-    errors = run.fetch(orders, site.layout.downloads, site.terms, watch=counted, cancelled=cancelled)
+    errors = run.fetch(orders, site.layout.downloads, site.terms, watch=counted, tell=told)
     return [Outcome(file, error) for file, error in zip(files, errors, strict=True)]
+
+
+class _Told:
+    """Tells and notes once why a file is not there."""
+
+    def __init__(self, files: Sequence[ModelFile], site: Site, tell: Callable[[ModelFile, str], None]) -> None:
+        self._files, self._site, self._tell = files, site, tell
+        self._over = set[str]()
+
+    def __call__(self, order: Order, news: News) -> None:
+        """Take what is new of an order: who wants the same from the same address has it as little."""
+        file = next(file for file in self._files if self._site.path(file) == order.target)
+        alike = [each for each in self._files if file.sha256 and (each.sha256, each.url) == (file.sha256, file.url)]
+        for each in dict.fromkeys((file, *alike)):
+            self.end(each, news.error)
+
+    def end(self, file: ModelFile, error: ComfypodError | None) -> None:
+        """Tell how it ended, where that is not known yet and it is not well."""
+        if error is not None and file.place not in self._over:
+            self._over.add(file.place)
+            reason = f"{error.message}; {error.hint}" if error.hint else error.message
+            notes.write(self._site.layout, file, "failed", reason)
+            self._tell(file, reason)
 
 
 class _Counted:

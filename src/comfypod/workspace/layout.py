@@ -138,6 +138,11 @@ class Layout:
         return self.records / "models.lock"
 
     @property
+    def model_notes(self) -> Path:
+        """Why a model could not be fetched, until it is tried again: a file each."""
+        return self.records / "model-notes"
+
+    @property
     def manager(self) -> Path:
         """Which keys of ComfyUI-Manager's configuration are the policy's, and not the user's, with their values."""
         return self.records / "manager.json"

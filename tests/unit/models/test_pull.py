@@ -10,7 +10,7 @@ import pytest
 
 from comfypod.download.order import Terms
 from comfypod.errors import ComfypodError, IntegrityError, SourceError, UsageError
-from comfypod.models import record
+from comfypod.models import notes, record
 from comfypod.models.file import ModelFile
 from comfypod.models.places import Places
 from comfypod.models.pull import Outcome, pull
@@ -48,7 +48,7 @@ def publish(server: web.Site, tmp_path: Path, name: str, value: float = 1) -> Mo
 
 
 def run(site: Site, *files: ModelFile) -> list[Outcome]:
-    return pull(files, site, lambda _so_far, _total: None, lambda: False)
+    return pull(files, site, lambda _so_far, _total: None)
 
 
 def gets(server: web.Site) -> list[str]:
@@ -64,7 +64,7 @@ def everything(site: Site) -> Sequence[str]:
 def test_a_file_is_fetched_put_into_its_place_and_written_down(server: web.Site, site: Site, tmp_path: Path) -> None:
     file = publish(server, tmp_path, "a.safetensors")
     said: list[tuple[int, int]] = []
-    assert pull([file], site, lambda *now: said.append(now), lambda: False) == [Outcome(file)]
+    assert pull([file], site, lambda *now: said.append(now)) == [Outcome(file)]
     path = site.path(file)
     assert path.read_bytes() == server.answers["/a.safetensors"].body
     entry = record.ours(site.layout, site.places.live)[file.place]
@@ -101,6 +101,36 @@ def test_d6_what_could_not_be_fetched_for_one_is_not_there_for_the_other(
     assert outcomes[file] is outcomes[replace(file, folder="vae")]
     assert outcomes[good] is None
     assert everything(site) == ["loras/good.safetensors"]
+
+
+def test_a_failure_is_told_and_noted_while_the_others_are_fetched_and_taken_back_when_it_is_tried_again(
+    server: web.Site, site: Site, tmp_path: Path
+) -> None:
+    file, good = publish(server, tmp_path, "a.safetensors"), publish(server, tmp_path, "good.safetensors", 2)
+    other = replace(file, folder="vae")
+    found = server.answers.pop("/a.safetensors")
+    told: list[tuple[str, bool]] = []
+
+    def tell(failed: ModelFile, reason: str) -> None:
+        assert "answered 404" in reason
+        assert "check the address" in reason
+        assert notes.read(site.layout)[failed.place].reason == reason
+        told.append((failed.place, site.path(good).exists()))
+        server.answers["/good.safetensors"] = body
+
+    # It has nothing to send before the others have failed.
+    body = server.answers["/good.safetensors"]
+    server.answers["/good.safetensors"] = Answer(status=503, headers={"Retry-After": "1"})
+    outcomes = pull([good, file, other], site, lambda *_: None, tell)
+    assert told == [("loras/a.safetensors", False), ("vae/a.safetensors", False)]
+    assert (
+        {each.file.place for each in outcomes if each.error}
+        == set(notes.read(site.layout))
+        == {file.place, other.place}
+    )
+    server.answers["/a.safetensors"] = found
+    assert all(each.error is None for each in run(site, file, other))
+    assert notes.read(site.layout) == {}
 
 
 def test_another_address_may_have_what_the_first_one_has_not(server: web.Site, site: Site, tmp_path: Path) -> None:
