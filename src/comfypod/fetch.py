@@ -23,15 +23,21 @@ _CHUNK = 1 << 20
 _PATIENCE_SECONDS = 20.0
 _SLOWEST = 2000
 _LONGEST_DOCUMENT = 1 << 26
+_DOCUMENT_SECONDS = 300.0
 
 
-def get_json(url: str, accept: str = "application/json", tokens: Mapping[str, str] | None = None) -> Any:
-    """Return the JSON document at an address; `tokens` are those of hosts, by name.
+def get_json(
+    url: str,
+    accept: str = "application/json",
+    tokens: Mapping[str, str] | None = None,
+    seconds: float = _DOCUMENT_SECONDS,
+) -> Any:
+    """Return the JSON document at an address, which must come in `seconds`; `tokens` are those of hosts, by name.
 
     Raises:
-        SourceError: not reachable, refused, or not JSON.
+        SourceError: not reachable, refused, too late, or not JSON.
     """
-    with contextlib.closing(Client(tokens)) as client:
+    with contextlib.closing(Client(tokens)) as client, client.within(seconds, url):
         try:
             return json.loads(client.ask(url, headers={"Accept": accept}).read(_LONGEST_DOCUMENT))
         except (ValueError, RecursionError) as error:

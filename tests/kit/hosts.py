@@ -45,8 +45,8 @@ class File:
     """One path: its bytes, and how it is served. What is changed while it is served counts from the next request on.
 
     `statuses` are answered first, one a request (0: the file). `cut` ends an answer after so many bytes, `stall` stops
-    sending instead, `drip` sends one byte at a time with a pause. `cap` is in bytes a second and connection, `lie` is
-    added to the length that is promised. `before` is called before each answer.
+    sending instead, `drip` sends one byte at a time with a pause, and `drip_head` the head of the answer. `cap` is in
+    bytes a second and connection, `lie` is added to the length that is promised. `before` is called before each answer.
     """
 
     body: bytes = b""
@@ -61,6 +61,7 @@ class File:
     cut: int = 0
     stall: int = 0
     drip: float = 0
+    drip_head: float = 0
     cap: int = 0
     lie: int = 0
     before: Callable[[Request], None] | None = None
@@ -134,6 +135,8 @@ class _Server(ThreadingHTTPServer):
 def _handler(running: Host) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        _pause = 0.0
+        _headers_buffer: list[bytes]
 
         def do_HEAD(self) -> None:
             self._answer()
@@ -146,6 +149,7 @@ def _handler(running: Host) -> type[BaseHTTPRequestHandler]:
             request = Request(self.command, self.path, headers, self.client_address[1])
             running.requests.append(request)
             file = running.files.get(self.path.partition("?")[0], File(statuses=[404] * 99))
+            self._pause = file.drip_head
             if file.before is not None:
                 file.before(request)
             with running.mutex:
@@ -215,6 +219,11 @@ def _handler(running: Host) -> type[BaseHTTPRequestHandler]:
         def flush_headers(self) -> None:
             with running.mutex:
                 running.heads += sum(map(len, getattr(self, "_headers_buffer", ())))
+            if self._pause:
+                head, self._headers_buffer = b"".join(self._headers_buffer), []
+                for letter in head:
+                    self.wfile.write(bytes((letter,)))
+                    running.ended.wait(self._pause)
             super().flush_headers()
 
         def finish(self) -> None:

@@ -125,6 +125,23 @@ def test_a_failure_is_told_when_it_happens_and_does_not_stay_when_it_is_tried_ag
     process.communicate(timeout=20)
 
 
+@pytest.mark.parametrize("verb", ["plan", "pull"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_e5_a_plan_that_is_stopped_ends_at_once_also_while_a_host_drips_its_answer(
+    layout: Layout, server: Host, how: signal.Signals, verb: str
+) -> None:
+    server.files["/a.safetensors"].drip_head = 0.1
+    process = start(layout, verb, f"loras={server.url}/a.safetensors", f"vae={server.url}/a.safetensors")
+    while len(server.requests) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(how)
+    process.communicate(timeout=20)
+    assert time.monotonic() - began < 2
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[how]
+
+
 def test_two_pulls_of_one_file_fetch_it_once(layout: Layout, server: Host) -> None:
     server.files["/a.safetensors"].cap = 1_000_000
     word = f"loras={server.url}/a.safetensors"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import http.client
 import os
 import socket
 import ssl
+import threading
 import urllib.request
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -18,9 +20,11 @@ from comfypod.download.refusal import BrokenError, refused
 from comfypod.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 CONNECT_SECONDS = 15.0
+# For the whole answer to a small question, whatever comes meanwhile.
+QUESTION_SECONDS = 15.0
 _MOST_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A body that is not wanted is read to its end where it is short, so that the connection can be used again.
@@ -99,6 +103,31 @@ class Client:
         self._to: tuple[str, str, int] | None = None
         self._socket: socket.socket | None = None
         self._answer: Answer | None = None
+        self._late = False
+
+    @contextlib.contextmanager
+    def within(self, seconds: float, url: str) -> Iterator[None]:
+        """Break what is asked of `url` when it takes longer, also where some of it still comes.
+
+        Raises:
+            BrokenError: it did, or it was broken by something else.
+        """
+        timer = threading.Timer(seconds, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except BrokenError as error:
+            if not self._late:
+                raise
+            said = f"{address.shown(url)} did not answer in time: within {seconds:g} seconds"
+            raise BrokenError(said, "try again later", silent=True) from error
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._late = True
+        self.abort()
 
     def ask(self, url: str, method: str = "GET", headers: Mapping[str, str] | None = None, *, home: str = "") -> Answer:
         """Ask, and follow redirects. `home` is the address that led to `url`, to which credentials belong.
@@ -130,7 +159,7 @@ class Client:
             try:
                 response = self._request(parts, method, headers)
             except (ConnectionError, http.client.RemoteDisconnected):
-                if not kept:
+                if not kept or self._late:
                     raise
                 self.close()
                 response = self._request(parts, method, headers)
@@ -140,8 +169,8 @@ class Client:
             raise SourceError(f"{address.shown(url)} cannot be asked for{why}", "check address and token") from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            hint = "check the network and the address"
-            raise BrokenError(f"{address.shown(url)} is not reachable: {_reason(error)}", hint) from error
+            said, hint = f"{address.shown(url)} is not reachable: {_reason(error)}", "check the network and the address"
+            raise BrokenError(said, hint, silent=_is_silence(error)) from error
         self._answer = Answer(response, url, seen)
         return self._answer
 
@@ -169,6 +198,8 @@ class Client:
         headers = {"Host": address.place(parts), **headers}
         self._line.request(method, target, headers=headers)
         self._socket = self._line.sock
+        if self._late:
+            raise TimeoutError("the time is over")
         return self._line.getresponse()
 
     def close(self) -> None:
@@ -237,6 +268,12 @@ def _proxy_login(proxy: SplitResult) -> dict[str, str]:
 def _without_login(url: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=address.place(parts)).geturl()
+
+
+def _is_silence(error: Exception) -> bool:
+    """Say whether nobody has answered: no name, no way, no listener, or nothing in time."""
+    unreached = isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    return unreached or isinstance(error, (socket.gaierror, ConnectionRefusedError, TimeoutError))
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from email.message import Message
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from comfypod.download import address
+from comfypod.download import address, connection
 from comfypod.download.connection import Client
 from comfypod.download.order import Facts
 from comfypod.download.refusal import RefusedError
@@ -32,7 +32,7 @@ def probe(url: str, terms: Terms) -> Facts:
         SourceError: not reachable or refused; what a refusal says to do is in its hint.
     """
     client = Client(terms.tokens)
-    with contextlib.closing(client):
+    with contextlib.closing(client), client.within(connection.QUESTION_SECONDS, url):
         try:
             facts = facts_of(client.ask(url, "HEAD"))
         except RefusedError as error:

@@ -27,11 +27,11 @@ _TOKENS = {"huggingface.co": "HF_TOKEN", "civitai.com": "CIVITAI_TOKEN"}
 
 
 class BrokenError(SourceError):
-    """What may pass. `pause` is how many seconds the host asks to wait."""
+    """What may pass. `pause` is how many seconds the host asks to wait, `silent` that no answer came at all."""
 
-    def __init__(self, message: str, hint: str = "", pause: float = 0) -> None:
+    def __init__(self, message: str, hint: str = "", pause: float = 0, *, silent: bool = False) -> None:
         super().__init__(message, hint)
-        self.pause = pause
+        self.pause, self.silent = pause, silent
 
     def wait(self, turn: int) -> float:
         """Return how long to wait before the next try, after `turn` failures before this one."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
+from comfypod.download import connection
 from comfypod.download.probe import probe
 from comfypod.download.refusal import BrokenError
 from comfypod.errors import SourceError
@@ -39,28 +40,44 @@ _DEMANDS = {
 }  # fmt: skip
 
 
-def learn(file: ModelFile, terms: Terms, endpoints: Endpoints) -> ModelFile:
+def learn(file: ModelFile, terms: Terms, endpoints: Endpoints, silent: dict[str, str] | None = None) -> ModelFile:
     """Return a file with what its host says of it; what is known stays, and what cannot be learnt stays unknown.
 
     A host that is not reachable or refuses is no error here: `trouble` then says why. One of which all is known is not
-    asked for.
+    asked for. Whoever does not answer at all is added to the `silent`, by host and with the reason, and is not asked.
     """
+    silent = {} if silent is None else silent
     try:
         source = sources.of_text(file.url)
     except ValueError as error:
         return replace(file, trouble=str(error))
-    if file.sha256 and file.size and file.licence:
-        return file
+    host = host_of(source, endpoints)
+    if host in silent or (file.sha256 and file.size and file.licence):
+        return replace(file, trouble=silent.get(host, file.trouble))
     try:
         file = _asked(file, source, terms, endpoints)
         if (file.sha256 and file.size) or file.trouble:
             return file
     except BrokenError as error:
         # Whoever does not answer now will not answer the next question either.
-        return replace(file, trouble=_why(error))
+        return _troubled(file, error, host, silent)
     except SourceError as error:
         file = replace(file, trouble=_why(error))
-    return _probed(file, source, terms, endpoints)
+    try:
+        return _probed(file, source, terms, endpoints)
+    except SourceError as error:
+        return _troubled(file, error, host, silent)
+
+
+def _troubled(file: ModelFile, error: SourceError, host: str, silent: dict[str, str]) -> ModelFile:
+    if isinstance(error, BrokenError) and error.silent:
+        silent[host] = _why(error)
+    return replace(file, trouble=_why(error))
+
+
+def host_of(source: Source, endpoints: Endpoints) -> str:
+    """Return who is asked about a file."""
+    return urlsplit(sources.address(source, endpoints)).netloc.rpartition("@")[2]
 
 
 def _asked(file: ModelFile, source: Source, terms: Terms, endpoints: Endpoints) -> ModelFile:
@@ -73,21 +90,20 @@ def _asked(file: ModelFile, source: Source, terms: Terms, endpoints: Endpoints) 
             return file
 
 
+def _json(url: str, terms: Terms) -> dict[str, Any]:
+    return table(get_json(url, tokens=terms.tokens, seconds=connection.QUESTION_SECONDS))
+
+
 def _probed(file: ModelFile, source: Source, terms: Terms, endpoints: Endpoints) -> ModelFile:
     """Take what the file's own address says; an API that is not there, as with a mirror, does not matter then."""
-    try:
-        facts = probe(sources.address(source, endpoints), terms)
-    except SourceError as error:
-        return replace(file, trouble=_why(error))
+    facts = probe(sources.address(source, endpoints), terms)
     return _filled(_named(replace(file, trouble=""), facts.name), facts.size, facts.sha256)
 
 
 def _of_hugging_face(file: ModelFile, source: HuggingFace, terms: Terms, endpoints: Endpoints) -> ModelFile:
     kind = "" if source.repo.count("/") > 1 else "models/"
     revision = "" if source.revision == "main" else f"/revision/{quote(source.revision, safe='')}"
-    said = table(
-        get_json(f"{endpoints.hugging_face}/api/{kind}{source.repo}{revision}?blobs=true", tokens=terms.tokens)
-    )
+    said = _json(f"{endpoints.hugging_face}/api/{kind}{source.repo}{revision}?blobs=true", terms)
     licence = text(said, "cardData", "license")
     licence = text(said, "cardData", "license_name") or licence if licence == "other" else licence
     gated = said.get("gated") in ("auto", "manual", True)
@@ -97,7 +113,7 @@ def _of_hugging_face(file: ModelFile, source: HuggingFace, terms: Terms, endpoin
 
 
 def _of_civitai(file: ModelFile, source: Civitai, terms: Terms, endpoints: Endpoints) -> ModelFile:
-    said = table(get_json(f"{endpoints.civitai}/api/v1/model-versions/{source.version}", tokens=terms.tokens))
+    said = _json(f"{endpoints.civitai}/api/v1/model-versions/{source.version}", terms)
     blob = _chosen(rows(said, "files"), dict(parse_qsl(source.choice)))
     # A VAE or a text encoder may come with a checkpoint.
     kind = text(blob, "type")
@@ -127,7 +143,7 @@ def _permissions(model: Any, terms: Terms, endpoints: Endpoints) -> str:
     if not isinstance(model, int):
         return ""
     try:
-        said = table(get_json(f"{endpoints.civitai}/api/v1/models/{model}", tokens=terms.tokens))
+        said = _json(f"{endpoints.civitai}/api/v1/models/{model}", terms)
     except SourceError:
         return ""
     use = said.get("allowCommercialUse")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from comfypod.download.partial import progress
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
 from comfypod.files import read_small
-from comfypod.models import carriers, facts, packs, plan, record, templates, workflow
+from comfypod.models import asking, carriers, packs, plan, record, templates, workflow
 from comfypod.models.file import ModelFile
 from comfypod.models.needs import Need, Needs
 from comfypod.models.walk import files_below
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from comfypod.models.wish import Wish
     from comfypod.workspace.layout import Layout
 
-_ASKED = 8
 _LONGEST = 64 << 20
 
 
@@ -145,12 +143,10 @@ def _with_folders(files: list[ModelFile], site: Site) -> tuple[ModelFile, ...]:
 
 
 def _learnt(files: tuple[ModelFile, ...], there: dict[str, There], site: Site) -> tuple[ModelFile, ...]:
-    def ask(file: ModelFile) -> ModelFile:
+    def unknown(file: ModelFile) -> bool:
         found = there.get(file.place)
         here = found is not None and (found.size >= 0 or found.elsewhere)
-        if here or not file.url or (file.sha256 and file.size):
-            return file
-        return facts.learn(file, site.terms, site.endpoints)
+        return bool(file.url) and not here and not (file.sha256 and file.size)
 
-    with ThreadPoolExecutor(_ASKED) as pool:
-        return tuple(pool.map(ask, files))
+    learnt = iter(asking.learn([file for file in files if unknown(file)], site))
+    return tuple(next(learnt) if unknown(file) else file for file in files)

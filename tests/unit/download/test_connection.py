@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import time
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from comfypod.download import connection
 from comfypod.download.connection import Client
 from comfypod.download.order import Terms
 from comfypod.download.probe import probe
-from comfypod.download.refusal import RefusedError, wait_of
+from comfypod.download.refusal import BrokenError, RefusedError, wait_of
 from comfypod.errors import SourceError
+from comfypod.fetch import get_json
 from tests.kit.hosts import File, Host, tunnel
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable
 
 BODY = b"weights" * 1000
 
@@ -93,6 +96,22 @@ def test_a_host_that_does_not_like_head_is_asked_for_one_byte(web: Host, ranges:
     web.files["/a"] = File(BODY, no_head=403, ranges=ranges)
     facts = probe(f"{web.url}/a", Terms())
     assert (facts.size, facts.ranges) == (7000, ranges)
+
+
+@pytest.mark.parametrize(
+    ("fault", "ask"),
+    [({"drip_head": 0.05}, lambda url: probe(url, Terms())), ({"drip": 0.05}, lambda url: get_json(url, seconds=0.5))],
+)
+def test_a_host_that_drips_its_answer_is_given_up_when_the_time_for_all_of_it_is_over(
+    web: Host, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any], ask: Callable[[str], object]
+) -> None:
+    monkeypatch.setattr(connection, "QUESTION_SECONDS", 0.5)
+    web.files["/a"] = File(b"[" + b" " * 1000 + b"]", **fault)
+    began = time.monotonic()
+    with pytest.raises(BrokenError, match=r"/a did not answer in time: within 0\.5 seconds") as caught:
+        ask(f"{web.url}/a")
+    assert caught.value.silent
+    assert time.monotonic() - began < 2
 
 
 def test_a_weak_tag_is_not_taken_for_a_version(web: Host) -> None:
