@@ -102,9 +102,9 @@ def certificate(folder: Path) -> Path:
 
 
 @contextmanager
-def host(certificate: Path | None = None, name: str = "127.0.0.1") -> Iterator[Host]:
-    """Run a server on a free loopback port, over TLS where it has a certificate."""
-    server = _Server(("127.0.0.1", 0), BaseHTTPRequestHandler)
+def host(certificate: Path | None = None, name: str = "127.0.0.1", port: int = 0) -> Iterator[Host]:
+    """Run a server on a loopback port, a free one where none is given, over TLS where it has a certificate."""
+    server = _Server(("127.0.0.1", port), BaseHTTPRequestHandler)
     scheme = "https" if certificate else "http"
     running = Host(f"{scheme}://{name}:{server.server_address[1]}")
     server.RequestHandlerClass = _handler(running)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.kit.hosts import File, Host, host
 from tests.kit.models import upscaler
-from tests.kit.pods import Running, Site, booted
+from tests.kit.pods import Running, Site, booted, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,6 +131,16 @@ def test_a_failure_is_shown_when_it_happens_and_not_when_it_is_tried_again(tmp_p
     with booted(site, environ=environ) as pod:
         coming = wait_until(lambda: (found := row(pod, "none.safetensors")).get("state") == "fetching" and found)
         assert coming["reason"] == ""
+
+
+def test_a_host_that_is_waited_for_is_shown_with_the_reason(tmp_path: Path) -> None:
+    environ = {"COMFYPOD_MODELS": f"loras=http://127.0.0.1:{free_port()}/none.safetensors"}
+    with booted(Site(tmp_path), environ=environ) as pod:
+        waiting = wait_until(lambda: (found := row(pod, "none.safetensors")).get("state") == "waiting" and found)
+        assert "is tried again" in waiting["reason"]
+        assert "is not reachable" in waiting["reason"]
+        assert metric(pod, 'models{state="waiting"}') == 1
+        wait_until(lambda: row(pod, "none.safetensors")["state"] == "failed")
 
 
 def test_a_pod_without_a_network_names_what_is_missing_and_fetches_nothing(tmp_path: Path, hub: Host) -> None:

@@ -18,7 +18,7 @@ from comfypod.models import record
 from comfypod.workspace.layout import Layout
 from tests.kit.hosts import File, Host, host
 from tests.kit.models import write_safetensors
-from tests.kit.pods import ROOT
+from tests.kit.pods import ROOT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,6 +140,28 @@ def test_e5_a_plan_that_is_stopped_ends_at_once_also_while_a_host_drips_its_answ
     process.communicate(timeout=20)
     assert time.monotonic() - began < 2
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[how]
+
+
+def test_a_pull_says_that_it_waits_for_a_host_that_is_not_there_and_gives_up_within_seconds(layout: Layout) -> None:
+    url, began = f"http://127.0.0.1:{free_port()}/a.safetensors", time.monotonic()
+    layout.manifest.write_text(f'[[model]]\nurl = "{url}"\nfolder = "loras"\n')
+    process = start(layout, "pull")
+    assert process.stderr is not None
+    while "loras/a.safetensors waits" not in (line := process.stderr.readline()):
+        assert line, process.communicate()
+    assert f"waits 1 s and is tried again, with pauses of 7 s in all: {url} is not reachable" in line
+    (row,) = run(layout, "list")["data"]["models"]
+    assert process.poll() is None
+    assert (row["state"], "is not reachable" in row["reason"]) == ("waiting", True)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 15
+    assert "waits" not in err
+    assert run(layout, "list")["data"]["models"][0]["state"] == "failed"
+    process = start(layout, "pull")
+    time.sleep(2)
+    process.kill()
+    process.communicate()
+    assert run(layout, "list")["data"]["models"][0]["state"] == "fetch"
 
 
 def test_two_pulls_of_one_file_fetch_it_once(layout: Layout, server: Host) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Samples = Iterable[tuple[tuple[str, ...], float | Histogram]]
 
-_MODEL_STATES = ("present", "fetching", "incomplete", "failed", "missing")
+_MODEL_STATES = ("present", "fetching", "waiting", "incomplete", "failed", "missing")
 
 
 def _one(value: float | Histogram | None) -> Samples:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from comfypod.download import address
 from comfypod.download.connection import Client
 from comfypod.download.probe import agree, facts_of, part_of, version_of
-from comfypod.download.refusal import TRIES, BrokenError, RefusedError, disguised
+from comfypod.download.refusal import BrokenError, RefusedError, disguised
 from comfypod.errors import ComfypodError, SourceError
 from comfypod.files import storage_error
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from comfypod.download.connection import Answer
     from comfypod.download.order import Facts
     from comfypod.download.pieces import Piece
+    from comfypod.download.refusal import Wait
     from comfypod.download.transfer import Attempt
 
 _BUFFER = 1 << 19
@@ -36,10 +37,6 @@ class AnewError(Exception):
         self.facts = facts
         self.cause = cause
 
-    def wait(self, turn: int) -> float:
-        """Return how long to wait before it begins again: not at all, where nothing was wrong with the host."""
-        return self.cause.wait(turn) if isinstance(self.cause, BrokenError) else 0.0
-
 
 class Lane(threading.Thread):
     """A thread with a connection of its own. `error` is why it ended before its time."""
@@ -50,12 +47,13 @@ class Lane(threading.Thread):
         self._client = Client(attempt.terms.tokens)
         self._buffer = memoryview(bytearray(min(_BUFFER, attempt.gate.most)))
         self._since, self._count = 0.0, 0
-        self._failures = 0
+        self._failures, self._cut = 0, False
         # Names are looked up and connections made in calls that cannot be interrupted; whoever waits for us to end
         # leaves us behind there (`_left`), and then we touch nothing more.
         self._asking, self._left = False, False
         self._mutex = threading.Lock()
         self.error: ComfypodError | AnewError | None = None
+        self.waiting: Wait | None = None
 
     @property
     def too_slow(self) -> bool:
@@ -65,7 +63,7 @@ class Lane(threading.Thread):
 
     def cut(self) -> None:
         """Break the connection, from another thread."""
-        self._since = 0.0
+        self._since, self._cut = 0.0, True
         self._client.abort()
 
     def settle(self, until: float) -> None:
@@ -87,10 +85,12 @@ class Lane(threading.Thread):
         try:
             while not ended.is_set() and (piece := pieces.take()) is not None:
                 try:
-                    pause = self._try(piece)
+                    self.waiting = self._try(piece)
                 finally:
                     pieces.leave(piece)
-                ended.wait(pause)
+                if self.waiting is not None:
+                    ended.wait(self.waiting.seconds)
+                    self.waiting = None
         except (ComfypodError, AnewError) as error:
             self.error = error
         except OSError as error:
@@ -101,30 +101,30 @@ class Lane(threading.Thread):
             self._client.close()
             self._attempt.look.set()
 
-    def _try(self, piece: Piece) -> float:
-        """Fetch a piece; return how long to wait before the next one."""
+    def _try(self, piece: Piece) -> Wait | None:
+        """Fetch a piece; return whether to wait before the next one."""
         try:
-            self._since, self._count = time.monotonic(), 0
+            self._since, self._count, self._cut = time.monotonic(), 0, False
             self._fetch(piece)
         except BrokenError as error:
             return self._setback(error)
         finally:
             self._since = 0.0
         self._failures = 0
-        return 0.0
+        return None
 
-    def _setback(self, error: BrokenError) -> float:
+    def _setback(self, error: BrokenError) -> Wait | None:
         if self._attempt.ended.is_set():
-            return 0.0
+            return None
         self._failures = 1 if self._count >= _SOUND else self._failures + 1
-        if self._failures >= TRIES:
-            raise error
+        silent = error.silent or (self._cut and not self._count)
+        wait = self._attempt.patience.wait(error, self._failures - 1, silent=silent)
         self._client.close()
         self._attempt.place = ""
         if not self._attempt.facts.ranges and self._count:
             # Without ranges there is no going on.
             raise AnewError(self._attempt.facts, error)
-        return error.wait(self._failures - 1)
+        return wait
 
     def _fetch(self, piece: Piece) -> None:
         answer = self._answer(piece)
@@ -147,6 +147,7 @@ class Lane(threading.Thread):
         self._asking = True
         try:
             answer = self._ask(piece)
+            self._attempt.patience.met()
         finally:
             with self._mutex:
                 self._asking = False

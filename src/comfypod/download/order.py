@@ -46,10 +46,16 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has become of an order: its file is there, or `error` says why not."""
+    """What has become of an order: its file is there, or `error` says why not.
 
-    state: Literal["done", "failed"]
+    Where it is `waiting` for its host, `error` says why, `seconds` how long until the next try, `longest` how long such
+    pauses may go on; it is `going` again when something comes.
+    """
+
+    state: Literal["done", "failed", "waiting", "going"]
     error: ComfypodError | None = None
+    seconds: float = 0
+    longest: float = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import email.utils
+import itertools
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from comfypod.download import address
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 TRIES = 6
 PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE = 30.0
+# A host that has answered in this run is believed to come back. One that has not, as without a network, is tried for
+# so long after its first failure, which survives its restart.
+UNMET_SECONDS = 10.0
 # What a host may ask for.
 _LONGEST_WAIT = 120.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
@@ -36,6 +41,44 @@ class BrokenError(SourceError):
     def wait(self, turn: int) -> float:
         """Return how long to wait before the next try, after `turn` failures before this one."""
         return self.pause or min(PAUSE_SECONDS * 2.0**turn, _LONGEST_PAUSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A pause before the next try: why, how long, until when (monotonic), and how long pauses may go on in all."""
+
+    error: BrokenError
+    seconds: float
+    until: float
+    longest: float
+
+
+class Patience:
+    """How long one host is tried again, over all files of a run."""
+
+    def __init__(self) -> None:
+        self._met = False
+        self._since = 0.0
+
+    def met(self) -> None:
+        """Take note that it has answered."""
+        self._met = True
+
+    def wait(self, error: BrokenError, turn: int, *, silent: bool) -> Wait:
+        """Return the pause after `turn` failures before this one, in which nobody has answered where it is `silent`.
+
+        Raises:
+            BrokenError: the given one; it is given up.
+        """
+        now, left = time.monotonic(), float("inf")
+        if silent and not self._met:
+            self._since = self._since or now
+            left = UNMET_SECONDS - (now - self._since)
+        pauses = [error.wait(each) for each in range(turn, TRIES - 1)]
+        pauses = [pause for pause, end in zip(pauses, itertools.accumulate(pauses), strict=True) if end <= left]
+        if not pauses:
+            raise error
+        return Wait(error, pauses[0], now + pauses[0], sum(pauses))
 
 
 class RefusedError(SourceError):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import threading
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from comfypod import files
-from comfypod.download import partial, place, space
+from comfypod.download import address, partial, place, space
 from comfypod.download.address import shown
 from comfypod.download.order import Facts, News
 from comfypod.download.partial import Partial
 from comfypod.download.probe import agree, probe
 from comfypod.download.rate import Gate
-from comfypod.download.refusal import TRIES, BrokenError
-from comfypod.download.transfer import Transfer, stopped
+from comfypod.download.refusal import TRIES, BrokenError, Patience
+from comfypod.download.transfer import Shared, Transfer, stopped
 from comfypod.errors import ComfypodError, IntegrityError, SourceError
 from comfypod.workspace.lease import Lease
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from comfypod.download.order import Order, Terms
+    from comfypod.download.refusal import Wait
 
 _LOOK_SECONDS = 0.1
 # How long a thread that is told to stop may take; one that looks up a name is left to itself.
@@ -75,8 +78,13 @@ class _Run:
 
     def __init__(self, site: Path, terms: Terms, cancelled: Callable[[], bool]) -> None:
         self.site, self.terms, self._cancelled = site, terms, cancelled
-        self.gate = Gate(terms.rate)
+        self._gate, self._patience = Gate(terms.rate), dict[str, Patience]()
         self.stop = threading.Event()
+
+    def shared(self, url: str) -> Shared:
+        """Return what a file from there shares with the others."""
+        host = address.place(urlsplit(url))
+        return Shared(self.terms, self._gate, self._patience.setdefault(host, Patience()))
 
     def all(self, jobs: Sequence[_Job], step: Callable[[_Job], None], look: Callable[[], None]) -> None:
         """Do a step of every job, some at a time, and `look` meanwhile; return when all did, or shall stop."""
@@ -123,17 +131,27 @@ class _Job:
         self.over = False
         self._so_far: Callable[[], tuple[int, int]] | None = None
         self._told, self._end_told = (-1, -1), False
+        self._transfer: Transfer | None = None
+        self._pause: Wait | None = None
+        self._pause_told: Wait | None = None
 
     def end(self, outcome: ComfypodError | None = None) -> None:
         """Say what became of it."""
         self.outcome, self.over = outcome, True
 
     def tell(self, watch: Callable[[Order, int, int], None], tell: Callable[[Order, News], None]) -> None:
-        """Tell how far it is, where that has changed, and once what became of it, unless it was only stopped."""
-        now = self._so_far() if self._so_far else self._told
+        """Tell what has changed since the last look: bytes, pauses, once what became of it, unless it was stopped."""
+        now, told = self._so_far() if self._so_far else self._told, self._pause_told
+        pause = self._pause if self._transfer is None else self._transfer.waiting
+        if pause is not None and (told is None or pause.until > told.until):
+            self._pause_told = pause
+            tell(self.order, News("waiting", pause.error, pause.seconds, pause.longest))
         if now != self._told:
             self._told = now
             watch(self.order, *now)
+            if told is not None and pause is None:
+                self._pause_told = None
+                tell(self.order, News("going"))
         if self.over and not self._end_told and not self._run.stop.is_set():
             self._end_told = True
             tell(self.order, News("failed", self.outcome) if self.outcome else News("done"))
@@ -149,12 +167,20 @@ class _Job:
             agree(self.order, self.facts)
 
     def _probe(self) -> Facts:
-        for turn in range(TRIES - 1):
+        patience = self._run.shared(self.order.url).patience
+        for turn in itertools.count():
             try:
-                return probe(self.order.url, self._run.terms)
+                facts = probe(self.order.url, self._run.terms)
             except BrokenError as error:
-                self._run.stop.wait(error.wait(turn))
-        return probe(self.order.url, self._run.terms)
+                self._pause = patience.wait(error, turn, silent=error.silent)
+                if self._run.stop.wait(self._pause.seconds):
+                    raise stopped(self.order) from error
+            else:
+                patience.met()
+                break
+            finally:
+                self._pause = None
+        return facts
 
     def fetch(self) -> None:
         """Fetch it, unless another process does so: then wait, and see what came of it."""
@@ -182,7 +208,7 @@ class _Job:
 
     def _fetch(self, folder: Path, lease: Lease) -> None:
         with contextlib.closing(Partial(folder)) as file:
-            transfer = Transfer(self.order, self.facts, file, self._run.terms, self._run.gate)
+            self._transfer = transfer = Transfer(self.order, self.facts, file, self._run.shared(self.order.url))
             self._so_far = lambda: transfer.so_far
             transfer.run(self._run.stop)
             os.fsync(file.handle)

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from comfypod.download import address, partial
@@ -14,7 +14,7 @@ from comfypod.download.digest import Follower
 from comfypod.download.lane import AnewError, Lane
 from comfypod.download.partial import Kept
 from comfypod.download.pieces import Pieces
-from comfypod.download.refusal import BrokenError
+from comfypod.download.refusal import BrokenError, Wait
 from comfypod.errors import ComfypodError, IntegrityError, SourceError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from comfypod.download.partial import Partial
     from comfypod.download.pieces import Piece, Span
     from comfypod.download.rate import Gate
+    from comfypod.download.refusal import Patience
 
 _RESTARTS = 3
 _LOOK_SECONDS = 0.2
@@ -44,11 +45,22 @@ def stopped(order: Order) -> SourceError:
     return SourceError(f"{address.shown(order.url)} was not fetched to its end: stopped", "what arrived is kept")
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the files of a run share, and of `patience` those of one host."""
+
+    terms: Terms
+    gate: Gate
+    patience: Patience
+
+
 class Attempt:
     """One try at a file under the same facts, by several connections."""
 
-    def __init__(self, order: Order, terms: Terms, gate: Gate, file: Partial, facts: Facts, there: list[Span]) -> None:
-        self.order, self.terms, self.gate, self.partial, self.facts = order, terms, gate, file, facts
+    def __init__(self, order: Order, shared: Shared, file: Partial, facts: Facts, there: list[Span]) -> None:
+        self.order, self.partial, self.facts = order, file, facts
+        self.terms, self.gate, self.patience = shared.terms, shared.gate, shared.patience
+        terms, self._lanes = shared.terms, list[Lane]()
         most = min(terms.connections, max(1, terms.rate // _SHARE)) if terms.rate else terms.connections
         self.connections = most if facts.ranges and facts.size >= 0 else 0
         self.pieces = Pieces(facts.size if facts.size >= 0 else _UNKNOWN, there, self.connections)
@@ -82,6 +94,13 @@ class Attempt:
             raise BrokenError(f"{address.shown(self.order.url)}: {at}", "try again")
         self.pieces.close(piece)
 
+    @property
+    def waiting(self) -> Wait | None:
+        """The pause that comes to its end first, where all connections pause."""
+        waits = [lane.waiting for lane in tuple(self._lanes) if lane.is_alive()]
+        known = [wait for wait in waits if wait is not None]
+        return min(known, key=lambda wait: wait.until) if known and len(known) == len(waits) else None
+
     def run(self, stop: threading.Event) -> str:
         """Fetch all that is missing; return its digest, nothing where there is none to compare it with.
 
@@ -91,7 +110,8 @@ class Attempt:
         """
         if not self.pieces.size:
             self.partial.begin(kept(self.order, self.partial.site, self.facts), [])
-        lanes = [Lane(self)]
+        lanes = self._lanes
+        lanes.append(Lane(self))
         lanes[0].start()
         try:
             while any(lane.is_alive() for lane in lanes):
@@ -162,8 +182,9 @@ class Attempt:
 class Transfer:
     """Fetches one file into its partial file, which nobody else has, beginning again where there is no going on."""
 
-    def __init__(self, order: Order, facts: Facts, file: Partial, terms: Terms, gate: Gate) -> None:
-        self._order, self._file, self._terms, self._gate = order, file, terms, gate
+    def __init__(self, order: Order, facts: Facts, file: Partial, shared: Shared) -> None:
+        self._order, self._file, self._shared = order, file, shared
+        self._pause: Wait | None = None
         wanted = kept(order, file.site, facts)
         known = partial.read(file.folder)
         there: list[Span] = []
@@ -176,13 +197,18 @@ class Transfer:
         self._attempt = self._begin(there)
 
     def _begin(self, there: list[Span]) -> Attempt:
-        return Attempt(self._order, self._terms, self._gate, self._file, self._facts, there)
+        return Attempt(self._order, self._shared, self._file, self._facts, there)
 
     @property
     def so_far(self) -> tuple[int, int]:
         """How many bytes are there, and of how many; -1 where that is not known."""
         attempt = self._attempt
         return attempt.pieces.done, attempt.facts.size
+
+    @property
+    def waiting(self) -> Wait | None:
+        """The pause that it is in."""
+        return self._pause or self._attempt.waiting
 
     def run(self, stop: threading.Event) -> None:
         """Fetch it.
@@ -198,7 +224,7 @@ class Transfer:
                 if turn == _RESTARTS:
                     raise error.cause from None
                 self._facts = replace(error.facts, sha256=self._order.sha256 or error.facts.sha256)
-                stop.wait(error.wait(turn))
+                self._rest(error, turn, stop)
             else:
                 if digest in ("", self._attempt.facts.sha256):
                     return
@@ -206,6 +232,14 @@ class Transfer:
                     partial.forget(self._file.folder)
                     raise self._another(digest)
             self._attempt = self._begin([])
+
+    def _rest(self, error: AnewError, turn: int, stop: threading.Event) -> None:
+        """Pause before it begins again: not at all, where nothing was wrong with the host."""
+        if isinstance(error.cause, BrokenError):
+            seconds = error.cause.wait(turn)
+            self._pause = Wait(error.cause, seconds, time.monotonic() + seconds, seconds)
+            stop.wait(seconds)
+            self._pause = None
 
     def _another(self, digest: str) -> IntegrityError:
         return IntegrityError(

@@ -105,11 +105,11 @@ def _pulled(files: Sequence[ModelFile], found: Plan, site: Site, console: Consol
     console.line(_total(found, room(site.places.live).bytes))
     label = files[0].name if len(files) == 1 else f"{len(files)} models"
     with console.progress(label, sum(file.size for file in files) or None) as advance:
-        return pull(files, site, lambda so_far, _: advance(so_far), lambda file, why: console.line(_failed(file, why)))
+        return pull(files, site, lambda so_far, _: advance(so_far), lambda *news: console.line(_news(*news)))
 
 
-def _failed(file: ModelFile, reason: str) -> str:
-    return f"{_readable(file.place)} could not be fetched: {reason}"
+def _news(file: ModelFile, state: str, reason: str) -> str:
+    return f"{_readable(file.place)} {reason if state == 'waiting' else f'could not be fetched: {reason}'}"
 
 
 def _fetched(found: Plan, outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> Result:

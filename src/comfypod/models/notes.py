@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,25 @@ if TYPE_CHECKING:
     from comfypod.models.plan import Row
     from comfypod.workspace.layout import Layout
 
-_STATES = ("failed",)
+_STATES = ("failed", "waiting")
 _LONGEST = 1 << 13
+# A try may take as long after the pause before it.
+_SLACK_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`state` of the file that is fetched from `url` to `place` below `models/`, and why; the rest names the pull."""
+    """`state` of the file that is fetched from `url` to `place` below `models/`, and why; the rest names the pull.
+
+    One that is waiting counts while its pull runs, or where that is not to be seen, until a while after `until`.
+    """
 
     place: str
     name: str
     url: str
     state: str
     reason: str
+    until: int = 0
     pid: int = 0
     started: int = 0
     namespace: str = ""
@@ -47,11 +54,27 @@ class Note:
         pull = Boot(self.pid, self.started, self.namespace)
         return pull.here and pull.alive
 
+    @property
+    def counts(self) -> bool:
+        """Whether it still says how things are."""
+        here = Boot(self.pid, self.started, self.namespace).here
+        return self.state == "failed" or (self.under_way if here else time.time() < self.until + _SLACK_SECONDS)
 
-def write(layout: Layout, file: ModelFile, state: str, reason: str) -> None:
-    """Note how it stands with a file; a disk that refuses loses a note and nothing else."""
+
+def write(layout: Layout, file: ModelFile, state: str, reason: str, seconds: float = 0) -> None:
+    """Note how it stands with a file, for so many seconds; a disk that refuses loses a note and nothing else."""
     me, reason = this_process(), "".join(letter if letter.isprintable() else "?" for letter in reason)
-    note = Note(file.place, file.name, shown(file.url), state, reason, me.pid, me.started, me.namespace)
+    note = Note(
+        file.place,
+        file.name,
+        shown(file.url),
+        state,
+        reason,
+        int(time.time() + seconds),
+        me.pid,
+        me.started,
+        me.namespace,
+    )
     with contextlib.suppress(OSError, StorageError):
         make_folder(layout.model_notes)
         write_atomic(_path(layout, file.place), json.dumps(asdict(note)).encode(), durable=False)
@@ -77,7 +100,11 @@ def read(layout: Layout) -> dict[str, Note]:
     except OSError:
         return {}
     found = ((path, _read(path)) for path in paths)
-    return {note.place: note for path, note in found if note is not None and _path(layout, note.place) == path}
+    return {
+        note.place: note
+        for path, note in found
+        if note is not None and note.counts and _path(layout, note.place) == path
+    }
 
 
 def _read(path: Path) -> Note | None:

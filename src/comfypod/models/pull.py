@@ -36,12 +36,12 @@ def pull(
     files: Sequence[ModelFile],
     site: Site,
     watch: Callable[[int, int], None],
-    tell: Callable[[ModelFile, str], None] = lambda *_: None,
+    tell: Callable[[ModelFile, str, str], None] = lambda *_: None,
 ) -> list[Outcome]:
     """Fetch files that are nowhere; contents that several want are fetched once. The failure of one is its own.
 
-    `watch` is told the bytes so far and in all, as far as that is known; `tell`, why a file is not there as soon as
-    that is known, which is noted on the volume as well.
+    `watch` is told the bytes so far and in all, as far as that is known; `tell`, that a file has `failed`, or is
+    `waiting` for its host, and why, when that happens. It is noted on the volume as well.
     """
     notes.forget(site.layout, (file.place for file in files))
     told = _Told(files, site, tell)
@@ -81,18 +81,31 @@ def _fetched(files: list[ModelFile], site: Site, watch: Callable[[int, int], Non
 
 
 class _Told:
-    """Tells and notes once why a file is not there."""
+    """Tells and notes once why a file is not there, and once that it waits, until something comes of it."""
 
-    def __init__(self, files: Sequence[ModelFile], site: Site, tell: Callable[[ModelFile, str], None]) -> None:
+    def __init__(self, files: Sequence[ModelFile], site: Site, tell: Callable[[ModelFile, str, str], None]) -> None:
         self._files, self._site, self._tell = files, site, tell
-        self._over = set[str]()
+        self._over, self._waiting = set[str](), set[str]()
 
     def __call__(self, order: Order, news: News) -> None:
         """Take what is new of an order: who wants the same from the same address has it as little."""
         file = next(file for file in self._files if self._site.path(file) == order.target)
+        if news.state == "waiting" and news.error is not None:
+            self._wait(file, news, news.error)
+            return
+        if file.place in self._waiting:
+            self._waiting.remove(file.place)
+            notes.forget(self._site.layout, [file.place])
         alike = [each for each in self._files if file.sha256 and (each.sha256, each.url) == (file.sha256, file.url)]
         for each in dict.fromkeys((file, *alike)):
             self.end(each, news.error)
+
+    def _wait(self, file: ModelFile, news: News, error: ComfypodError) -> None:
+        how_long = f"waits {news.seconds:.0f} s and is tried again, with pauses of {news.longest:.0f} s in all"
+        notes.write(self._site.layout, file, "waiting", f"{how_long}: {error.message}", news.seconds)
+        if file.place not in self._waiting:
+            self._waiting.add(file.place)
+            self._tell(file, "waiting", f"{how_long}: {error.message}")
 
     def end(self, file: ModelFile, error: ComfypodError | None) -> None:
         """Tell how it ended, where that is not known yet and it is not well."""
@@ -100,7 +113,7 @@ class _Told:
             self._over.add(file.place)
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             notes.write(self._site.layout, file, "failed", reason)
-            self._tell(file, reason)
+            self._tell(file, "failed", reason)
 
 
 class _Counted:

@@ -139,7 +139,7 @@ class Layout:
 
     @property
     def model_notes(self) -> Path:
-        """Why a model could not be fetched, until it is tried again: a file each."""
+        """Why a model could not be fetched, until it is tried again, or waits for its host: a file each."""
         return self.records / "model-notes"
 
     @property

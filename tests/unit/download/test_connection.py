@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod.download import connection
+from comfypod.download import connection, refusal
 from comfypod.download.connection import Client
 from comfypod.download.order import Terms
 from comfypod.download.probe import probe
@@ -112,6 +112,25 @@ def test_a_host_that_drips_its_answer_is_given_up_when_the_time_for_all_of_it_is
         ask(f"{web.url}/a")
     assert caught.value.silent
     assert time.monotonic() - began < 2
+
+
+def test_a_host_that_has_answered_is_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusal, "UNMET_SECONDS", 0.0)
+    error, patience = BrokenError("x", silent=True), refusal.Patience()
+    with pytest.raises(BrokenError):
+        patience.wait(error, 0, silent=True)
+    assert patience.wait(error, 0, silent=False).longest == 31
+    patience.met()
+    assert [patience.wait(error, turn, silent=True).seconds for turn in range(5)] == [1, 2, 4, 8, 16]
+    with pytest.raises(BrokenError):
+        patience.wait(error, 5, silent=True)
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:9"])
+def test_a_name_that_is_none_and_a_port_without_a_listener_are_no_answer(host: str) -> None:
+    with pytest.raises(BrokenError, match=r"is not reachable|in time") as caught:
+        probe(f"http://{host}/a", Terms())
+    assert caught.value.silent
 
 
 def test_a_weak_tag_is_not_taken_for_a_version(web: Host) -> None:

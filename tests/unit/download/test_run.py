@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod.download import partial
-from comfypod.download.order import Order, Terms
+from comfypod.download import partial, refusal
+from comfypod.download.order import News, Order, Terms
 from comfypod.download.run import fetch
 from comfypod.errors import ComfypodError, IntegrityError, SourceError, StorageError, UsageError
 from tests.kit.hosts import File, Host, Request, host
+from tests.kit.pods import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +137,68 @@ def test_a_host_may_say_how_long_to_wait(desk: Desk) -> None:
     began = time.monotonic()
     assert desk.fetch(desk.order(size=len(BODY))) == [None]
     assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("size", [0, len(BODY)])
+def test_a_host_that_is_not_there_is_told_and_given_up_sooner_than_one_that_has_answered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(refusal, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(refusal, "UNMET_SECONDS", 1.0)
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    orders = [Order(f"{nowhere}/{number}", desk.models / str(number), size=size) for number in range(9)]
+    news, began = list[tuple[Order, News]](), time.monotonic()
+    errors = desk.fetch(*orders, tell=lambda order, told: news.append((order, told)))
+    assert time.monotonic() - began < 3
+    assert all("not reachable" in error.message for error in errors if error)
+    of_first = [told for order, told in news if order == orders[0]]
+    assert [told.state for told in of_first] == ["waiting", "waiting", "failed"]
+    assert [(told.seconds, round(told.longest, 1)) for told in of_first[:2]] == [(0.2, 0.6), (0.4, 0.4)]
+    assert len([told for _, told in news if told.state == "failed"]) == len(errors) == 9
+
+
+def test_a_host_that_is_back_within_seconds_is_survived(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusal, "PAUSE_SECONDS", 0.2)
+    port, states, waits = free_port(), list[str](), threading.Event()
+    order = Order(f"http://127.0.0.1:{port}/a", desk.models / "a")
+
+    def tell(_: Order, news: News) -> None:
+        states.append(news.state)
+        waits.set()
+
+    def come_back() -> None:
+        waits.wait()
+        with host(port=port) as back:
+            back.files["/a"] = File(BODY)
+            ended.wait()
+
+    ended = threading.Event()
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    try:
+        assert desk.fetch(order, tell=tell) == [None]
+    finally:
+        ended.set()
+        thread.join()
+    assert list(dict.fromkeys(states)) == ["waiting", "going", "done"]
+
+
+def test_a_host_that_accepts_and_says_nothing_is_given_up_sooner_than_one_that_has_answered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal, "UNMET_SECONDS", 1.5)
+    end = threading.Event()
+
+    def hang(_: Request) -> None:
+        end.wait(30)
+
+    desk.web.files["/a"].before = hang
+    try:
+        began = time.monotonic()
+        assert "not reachable" in desk.refused(desk.order(size=len(BODY))).message
+        assert time.monotonic() - began < 5
+    finally:
+        end.set()
 
 
 def test_d2_a_host_without_ranges_is_asked_for_the_whole_file_again(desk: Desk) -> None:
