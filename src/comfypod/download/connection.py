@@ -135,7 +135,7 @@ class Client:
         Raises:
             BrokenError: not reachable, or something that may pass.
             RefusedError: the host will not.
-            SourceError: it is no address.
+            SourceError: it is no address, or leads from https to http.
         """
         first = address.parse(home or url)
         seen: dict[str, str] = {}
@@ -147,6 +147,8 @@ class Client:
             place = _target(url, answer)
             if answer.status not in _REDIRECTS or not place.startswith(("https://", "http://")):
                 break
+            if parts.scheme == "https" and place.startswith("http://"):
+                raise _unsafe(url, place)
             seen, url = answer.seen, _without_login(place)
         if answer.status not in (200, 206):
             raise refused(answer.status, answer.reason, answer.seen, first, with_token=bool(login))
@@ -258,6 +260,15 @@ def _target(url: str, answer: Answer) -> str:
     except ValueError as error:
         told = f"{address.shown(url)} leads to what is no address"
         raise SourceError(told, "try another address, or later") from error
+
+
+def _unsafe(url: str, place: str) -> SourceError:
+    said = (
+        f"{address.shown(url)} leads to {address.shown(place)}, without TLS: anybody on the way could change what comes"
+    )
+    return SourceError(
+        said, "ask the host for an address that stays on https, or write the http address if you trust the way"
+    )
 
 
 def _proxy_login(proxy: SplitResult) -> dict[str, str]:

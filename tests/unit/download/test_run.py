@@ -474,6 +474,26 @@ def test_d5_a_redirect_to_another_host_is_followed_without_credentials(desk: Des
         assert {request.headers["authorization"][:6] for request in desk.web.requests} == {"Bearer", "Basic "}
 
 
+@pytest.mark.parametrize("login", ["", "me:canary@"])
+def test_d5_a_redirect_from_https_to_http_is_refused(tmp_path: Path, tls: Host, web: Host, login: str) -> None:
+    web.files["/b"] = File(BODY)
+    tls.files["/a"] = File(redirect=f"{web.url}/b?token=canary")
+    desk = Desk(tmp_path, tls)
+    for size in (0, len(BODY)):
+        order = Order(f"{tls.url}/a".replace("://", f"://{login}"), desk.models / "a", size=size)
+        error = desk.refused(order, Terms({"127.0.0.1": "canary"} if login else {}))
+        assert f"{tls.url}/a leads to {web.url}/b?token=***, without TLS" in error.message
+        assert "https" in error.hint
+        assert "canary" not in error.message + error.hint
+    assert web.requests == []
+
+
+def test_a_redirect_from_http_to_https_is_followed(tmp_path: Path, tls: Host, web: Host) -> None:
+    tls.files["/b"] = File(BODY)
+    web.files["/a"] = File(redirect=f"{tls.url}/b")
+    assert Desk(tmp_path, web).fetch(Order(f"{web.url}/a", tmp_path / "models" / "a")) == [None]
+
+
 def test_an_address_of_a_redirect_that_has_expired_is_asked_for_again(desk: Desk) -> None:
     file = desk.web.files["/real"] = File(BODY)
     desk.web.files["/a"] = File(redirect="/real")
