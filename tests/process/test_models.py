@@ -16,9 +16,11 @@ import pytest
 from comfypod.download.partial import progress
 from comfypod.models import record
 from comfypod.workspace.layout import Layout
+from tests.kit import standin
 from tests.kit.hosts import File, Host, host
 from tests.kit.models import write_safetensors
 from tests.kit.pods import ROOT, free_port
+from tests.kit.repos import write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +164,31 @@ def test_a_pull_says_that_it_waits_for_a_host_that_is_not_there_and_gives_up_wit
     process.kill()
     process.communicate()
     assert run(layout, "list")["data"]["models"][0]["state"] == "fetch"
+
+
+def test_what_a_killed_pull_has_left_is_counted_named_and_removed_and_what_one_holds_is_not(
+    layout: Layout, server: Host, tmp_path: Path
+) -> None:
+    facts = {"python": str(tmp_path / "image" / "bin" / "python")}
+    pod = standin.pod_file(tmp_path, write_tree(tmp_path / "pristine", {"main.py": ""}), facts=facts)
+    layout.pod_file.write_bytes(pod.read_bytes())
+    size = len(server.files["/a.safetensors"].body)
+    process = start(layout, "pull", f"loras={server.url}/a.safetensors")
+    begun(layout, process)
+    (row,) = run(layout, "list")["data"]["models"]
+    assert (row["place"], row["state"], row["reason"]) == ("loras/a.safetensors", "part", "a pull fetches it")
+    assert run(layout, "prune", "--yes")["data"]["models"] == []
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    found = run(layout, "list")["data"]
+    assert (found["parts"], found["models"][0]["reason"]) == (1, "left of a pull")
+    assert 100_000 < found["models"][0]["bytes"] < size <= found["parts_bytes"]
+    (row,) = run(layout, "prune")["data"]["models"]
+    assert (row["place"], row["state"], row["total"]) == ("loras/a.safetensors", "part", found["parts_bytes"])
+    assert run(layout, "prune", "--yes")["data"]["freed"] == row["total"]
+    assert list(layout.downloads.iterdir()) == []
+    assert run(layout, "list")["data"] == {"models": [], "parts": 0, "parts_bytes": 0}
 
 
 def test_two_pulls_of_one_file_fetch_it_once(layout: Layout, server: Host) -> None:

@@ -22,9 +22,11 @@ from comfypod.workspace.lease import this_machine
 
 if TYPE_CHECKING:
     from comfypod.download.pieces import Piece
+    from comfypod.workspace.lease import Lease
 
 _PAIR = struct.Struct("<QQ")
 _LONGEST = 16 << 20
+_TRIES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Partial:
 
 def forget(folder: Path) -> None:
     """Remove a partial file; its folder stays while it is locked."""
-    for name in ("record", "mark", "data"):
+    for name in ("record", "mark", "data", ".record.new", ".mark.new"):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -165,3 +167,16 @@ def tidy(folder: Path) -> None:
     """Remove the folder of a partial file that is gone, unless another process waits there."""
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def take(lease: Lease) -> None:
+    """Take a ticket; the folder of the tickets may be removed by the one who held the last.
+
+    Raises:
+        BusyError: others took and gave up tickets without an end.
+        OSError: the disk failed.
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return lease.take()
+    return lease.take()

@@ -18,7 +18,7 @@ from comfypod.download.order import Facts, News
 from comfypod.download.partial import Partial
 from comfypod.download.probe import agree, probe
 from comfypod.download.rate import Gate
-from comfypod.download.refusal import TRIES, BrokenError, Patience
+from comfypod.download.refusal import BrokenError, Patience
 from comfypod.download.transfer import Shared, Transfer, stopped
 from comfypod.errors import ComfypodError, IntegrityError, SourceError
 from comfypod.workspace.lease import Lease
@@ -186,7 +186,7 @@ class _Job:
         """Fetch it, unless another process does so: then wait, and see what came of it."""
         folder = self._folder
         lease = Lease(folder)
-        _take(lease)
+        partial.take(lease)
         try:
             lease.wait(lease.ahead, lambda *_: self._wait(folder))
             if place.already(self.order):
@@ -221,11 +221,3 @@ class _Job:
             lease.ensure()
             place.publish(file.data, self.order)
             partial.forget(folder)
-
-
-def _take(lease: Lease) -> None:
-    """Take a ticket; the folder of the tickets may be removed by the one who held the last."""
-    for _ in range(TRIES):
-        with contextlib.suppress(FileNotFoundError):
-            return lease.take()
-    return lease.take()

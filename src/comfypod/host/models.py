@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comfypod.download import left
 from comfypod.download.address import shown
 from comfypod.errors import IntegrityError, ModelError, Problem, SourceError, UsageError
-from comfypod.files import room
+from comfypod.files import room, storage_errors
 from comfypod.host.asked import opened
 from comfypod.host.volume import pod_of
 from comfypod.log import human_bytes
@@ -20,6 +21,7 @@ from comfypod.workspace.aside import put_aside
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from comfypod.download.left import Left
     from comfypod.host.asked import Volume
     from comfypod.log import Console
     from comfypod.models.file import ModelFile
@@ -31,6 +33,8 @@ _WRONG_FOUND = "look at it, and move it away; nothing is fetched over it"
 _WRONG = "`comfypod models pull --replace` sets it aside and fetches the right one"
 _HINTS = {"wrong": _WRONG, "unknown": "put it there by hand, or write a [[model]] table with its address"}
 _HELD = "its contents are here under another name"
+_PART = "part of a file, and no pull goes on with it"
+_HELD_NOW, _LEFT = "a pull fetches it", "left of a pull"
 _DOCS = "see docs/models.md"
 
 
@@ -55,8 +59,24 @@ def show(layout: Layout) -> Result:
         if place not in known:
             size = path.stat().st_size if path.exists() else 0
             rows.append({"place": place, "state": "fetched" if place in ours else "found", "total": size})
+    parts, named = _parts(volume), {row["place"] for row in rows}
+    rows += [row for row in parts if row["place"] not in named]
     lines = [_line(row) for row in rows] or ["no models, and none are wanted"]
-    return _result("list", {"models": rows}, lines, problems, 0)
+    taken = sum(row["taken"] for row in parts)
+    lines += [f"partial files take {human_bytes(taken)} on the disk"] if taken else []
+    return _result("list", {"models": rows, "parts": len(parts), "parts_bytes": taken}, lines, problems, 0)
+
+
+def _parts(volume: Volume) -> list[dict[str, Any]]:
+    """Return the partial files as rows of the list; of what is wanted there is one already."""
+    with storage_errors(f"cannot look at {volume.site.layout.downloads}"):
+        return [
+            {
+                "place": _part_place(part, volume), "state": "part", "bytes": part.so_far, "taken": part.taken,
+                "total": max(part.total, 0), "reason": _HELD_NOW if part.held else _LEFT,
+            }
+            for part in left.look(volume.site.layout.downloads)
+        ]  # fmt: skip
 
 
 def plan(layout: Layout, words: Sequence[str]) -> Result:
@@ -161,13 +181,25 @@ def remove(layout: Layout, *, sure: bool) -> Result:
     if problems := (*volume.problems, *problems, *unread):
         told = Problem(UsageError.code, "nothing is removed while it is not known what is wanted")
         raise UsageError(told.message, found=(told, *problems))
-    found = prune.unwanted(volume.site, files, named)
-    rows = [{"place": place, "total": entry.size, "by": entry.by} for place, entry in found.items()]
+    wants = prune.Wants(files, named)
+    found, parts = prune.unwanted(volume.site, wants), prune.unwanted_parts(volume.site, wants)
+    rows = [{"place": place, "state": "fetched", "total": entry.size, "by": entry.by} for place, entry in found.items()]
     lines = [f"{human_bytes(entry.size):>9}  {place}  (came with {entry.by})" for place, entry in found.items()]
-    freed = prune.remove(volume.site, found) if sure else 0
+    rows += [{"place": _part_place(part, volume), "state": "part", "total": part.taken, "by": ""} for part in parts]
+    lines += [f"{human_bytes(part.taken):>9}  {_readable(_part_place(part, volume))}  ({_PART})" for part in parts]
+    freed = 0
+    if sure:
+        freed = prune.remove(volume.site, found) + prune.remove_parts(volume.site, parts)
+        notes.sweep(layout, (file.place for file in files))
     end = f"removed, {human_bytes(freed)} were freed" if sure else "`comfypod models prune --yes` removes them"
     data = {"models": rows, "removed": sure, "freed": freed}
     return _result("prune", data, [*lines, end] if rows else ["nothing that comfypod has fetched is unwanted"], ())
+
+
+def _part_place(part: Left, volume: Volume) -> str:
+    """Return where a partial file would belong, its folder where that is not known."""
+    live, target = volume.site.places.live, part.target
+    return target.relative_to(live).as_posix() if target and target.is_relative_to(live) else str(target or part.folder)
 
 
 def _known(volume: Volume) -> dict[Path, tuple[int, str]]:

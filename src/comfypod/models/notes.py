@@ -87,6 +87,16 @@ def forget(layout: Layout, places: Iterable[str]) -> None:
             _path(layout, place).unlink(missing_ok=True)
 
 
+def sweep(layout: Layout, wanted: Iterable[str]) -> None:
+    """Remove what was said of files that nothing wants, as they are not tried again."""
+    kept = {_path(layout, place).name for place in wanted}
+    kept |= {_path(layout, place).name for place, note in read(layout).items() if note.under_way}
+    with contextlib.suppress(OSError):
+        for path in layout.model_notes.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+
 def of_row(known: dict[str, Note], row: Row) -> Note | None:
     """Take out what was said of a file that is still to be fetched, from the address that it is wanted from."""
     note = known.pop(row.file.place, None)

@@ -68,3 +68,14 @@ def test_a_disk_that_refuses_loses_the_note_and_nothing_else(layout: Layout) -> 
     notes.write(layout, FILE, "failed", "404")
     notes.forget(layout, [FILE.place])
     assert notes.read(layout) == {}
+
+
+def test_what_was_said_of_files_that_nothing_wants_is_swept(layout: Layout) -> None:
+    other, gone = replace(FILE, folder="vae"), replace(FILE, folder="clip")
+    for file in (FILE, other, gone):
+        notes.write(layout, file, "failed", "404")
+    for path in layout.model_notes.iterdir():
+        body = json.loads(path.read_text())
+        path.write_text(json.dumps({**body, "started": body["started"] if body["place"] == other.place else 1}))
+    notes.sweep(layout, [FILE.place])
+    assert set(notes.read(layout)) == {FILE.place, other.place}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from comfypod.copying import share_file
+from comfypod.download import partial
+from comfypod.download.partial import Kept, Partial
 from comfypod.errors import StorageError
 from comfypod.models import prune, record
 from comfypod.models.file import ModelFile
@@ -105,7 +108,7 @@ class Volume(RuleBasedStateMachine):
 
     @rule()
     def comfypod_prunes(self) -> None:
-        found = prune.unwanted(self.site, map(wish, self.wanted))
+        found = prune.unwanted(self.site, prune.Wants(map(wish, self.wanted)))
         prune.remove(self.site, found)
         assert set(found) == self.fetched - self.wanted
         self.fetched &= self.wanted
@@ -125,7 +128,7 @@ TestVolume.settings = settings(max_examples=60, stateful_step_count=20, deadline
 def test_what_is_changed_between_looking_and_removing_stays(tmp_path: Path) -> None:
     site = site_in(tmp_path)
     fetch(site, "loras/a")
-    found = prune.unwanted(site, ())
+    found = prune.unwanted(site, prune.Wants(()))
     (site.places.live / "loras/a").write_bytes(b"user's now")
     assert (set(found), prune.remove(site, found)) == ({"loras/a"}, 0)
     assert (site.places.live / "loras/a").read_bytes() == b"user's now"
@@ -135,8 +138,8 @@ def test_a_file_is_kept_by_its_address_and_by_its_name_in_a_workflow(tmp_path: P
     site = site_in(tmp_path)
     fetch(site, "loras/a")
     fetch(site, "loras/b")
-    assert set(prune.unwanted(site, [ModelFile("a", "https://h/loras/a", "", "")])) == {"loras/b"}
-    assert set(prune.unwanted(site, (), {"b"})) == {"loras/a"}
+    assert set(prune.unwanted(site, prune.Wants([ModelFile("a", "https://h/loras/a", "", "")]))) == {"loras/b"}
+    assert set(prune.unwanted(site, prune.Wants((), {"b"}))) == {"loras/a"}
 
 
 def test_only_the_last_name_of_contents_frees_them(tmp_path: Path) -> None:
@@ -145,8 +148,8 @@ def test_only_the_last_name_of_contents_frees_them(tmp_path: Path) -> None:
     (site.places.live / "vae").mkdir()
     record.note(site.layout, "vae/a", record.read(site.layout)["loras/a"])
     share_file(site.places.live / "loras/a", site.places.live / "vae/a")
-    assert prune.remove(site, prune.unwanted(site, [wish("vae/a")])) == 0
-    assert prune.remove(site, prune.unwanted(site, ())) == len(b"fetched")
+    assert prune.remove(site, prune.unwanted(site, prune.Wants([wish("vae/a")]))) == 0
+    assert prune.remove(site, prune.unwanted(site, prune.Wants(()))) == len(b"fetched")
 
 
 def test_d7_nothing_is_removed_beyond_a_link_that_leads_out(tmp_path: Path) -> None:
@@ -154,13 +157,13 @@ def test_d7_nothing_is_removed_beyond_a_link_that_leads_out(tmp_path: Path) -> N
     fetch(site, "loras/a")
     (site.places.live / "loras").rename(tmp_path / "elsewhere")
     (site.places.live / "loras").symlink_to(tmp_path / "elsewhere")
-    assert prune.unwanted(site, ()) == {}
+    assert prune.unwanted(site, prune.Wants(())) == {}
 
 
 def test_a_disk_that_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = site_in(tmp_path)
     fetch(site, "loras/a")
-    found = prune.unwanted(site, ())
+    found = prune.unwanted(site, prune.Wants(()))
 
     def refuse(_: Path) -> None:
         raise PermissionError(13, "no", "there")
@@ -168,3 +171,31 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(StorageError, match="cannot remove"):
         prune.remove(site, found)
+
+
+def part(site: Site, place: str, url: str = "https://h/part") -> Path:
+    """Leave a part of a file as a killed pull does; return its folder."""
+    target = site.places.live / place
+    folder = partial.folder_of(site.layout.downloads, target)
+    folder.mkdir(parents=True)
+    with contextlib.closing(Partial(folder)) as file:
+        file.begin(Kept(os.path.relpath(target, file.site), url, 100), [(0, 10)])
+    return folder
+
+
+def test_parts_that_no_pull_goes_on_with_are_found_and_removed(tmp_path: Path) -> None:
+    site = site_in(tmp_path)
+    by_place, by_name = part(site, "loras/wanted"), part(site, "vae/saved")
+    by_address = part(site, "checkpoints/c", "https://civitai.com/api/download/models/7")
+    nobody = part(site, "loras/nobody")
+    there = part(site, "loras/there")
+    fetch(site, "loras/there")
+    nonsense = site.layout.downloads / ("0" * 24)
+    nonsense.mkdir()
+    (nonsense / "data").write_bytes(b"x" * 8192)
+    wants = prune.Wants([wish("loras/wanted"), wish("loras/there"), ModelFile("c", "civitai:7", "", "")], {"saved"})
+    found = prune.unwanted_parts(site, wants)
+    assert {each.folder for each in found} == {nobody, there, nonsense}
+    assert prune.remove_parts(site, found) == sum(each.taken for each in found) > 0
+    assert set(site.layout.downloads.iterdir()) == {by_place, by_name, by_address}
+    assert (site.places.live / "loras/there").read_bytes() == b"fetched"
