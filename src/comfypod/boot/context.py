@@ -50,8 +50,8 @@ class Context:
     there are, 0 where none is needed) by the GPU stage, `layer` by the environment stage (None where it cannot be
     used), `extra_paths`, `baked_nodes` (those that count), `node_paths` (what ComfyUI will load) and `required` (nodes
     and models that must be there) by the node stage, `places` (where models are) and `models` (those that are wanted)
-    by the model stage. `node_outcomes` says by name what became of each in the ComfyUI that runs, state and reason;
-    `allow_node` gives it one again that is set aside.
+    by the model stage, `asked_models` by who has asked for more since. `node_outcomes` says by name what became of each
+    in the ComfyUI that runs, state and reason; `allow_node` gives it one again that is set aside.
     """
 
     pod: PodFile
@@ -74,6 +74,7 @@ class Context:
     baked_nodes: tuple[BakedNode, ...] = ()
     places: Places | None = None
     models: tuple[ModelFile, ...] = ()
+    asked_models: tuple[str, ...] = ()
     layer: Layer | None = None
     required: tuple[str, ...] = ()
     node_paths: tuple[Path, ...] = ()

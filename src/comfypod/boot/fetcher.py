@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shlex
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from comfypod import proc
 from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.errand import Errand
-from comfypod.boot.models import missing, survey
+from comfypod.boot.models import also, missing, survey
 from comfypod.errors import ComfypodError, ModelError, Problem, UsageError
 from comfypod.settings_table import TABLE
 from comfypod.workspace.children import child_environ
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 _SECONDS = 7 * 24 * 3600.0
 _LOOK_SECONDS = 1.0
 _PATIENCE = 10.0
+# A network that is late, or a licence that is accepted meanwhile: what failed is tried again after pauses that double.
+_FIRST_PAUSE = 60.0
+_LONGEST_PAUSE = 3600.0
 _HOW = "write a pack, template:NAME, workflow:PATH or FOLDER=ADDRESS"
 _AGAIN = "try `comfypod models pull` in a terminal"
 _HANDED_ON = ("models", "model_folders", "hf_token", "hf_endpoint", "civitai_token", "download_rate")
@@ -44,10 +48,11 @@ class _Outcome:
 
 
 class Fetcher:
-    """Fetches what is wanted and not there, then what people ask for, one after the other."""
+    """Fetches what is wanted and not there, then what people ask for, one after the other, and again what failed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._failed: dict[tuple[str, ...], tuple[Problem, ...]] = {}
         self._asked: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
 
     def ask(self, text: str) -> str:
@@ -76,12 +81,24 @@ class Fetcher:
         context = self._context
         if missing(context.health.models) and not context.settings.offline:
             await self._pull(())
+        pause = _FIRST_PAUSE
         while True:
-            await self._pull(await self._asked.get())
+            try:
+                async with asyncio.timeout(pause if self._failed else None):
+                    words = await self._asked.get()
+            except TimeoutError:
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                for words in tuple(self._failed):
+                    await self._pull(words)
+            else:
+                pause = _FIRST_PAUSE
+                await self._pull(words)
 
     async def _pull(self, words: tuple[str, ...]) -> None:
         """Run one `comfypod models pull`, and show how far it is."""
         context = self._context
+        with contextlib.suppress(OSError, TimeoutError, ComfypodError):
+            await Errand(partial(also, context, words), _PATIENCE).run()
         context.health.fetching, seen = True, _Progress(context)
         await seen.look(fetching=False)
         pulling = asyncio.ensure_future(Errand(partial(_pulled, context, words), _SECONDS).run())
@@ -96,10 +113,19 @@ class Fetcher:
         await seen.look(fetching=False)
         downloads = context.health.downloads.ended(done=outcome.done, failed=outcome.failed)
         context.health.downloads, context.health.fetching = downloads, False
-        for problem in outcome.problems:
-            context.warn(problem)
+        self._tell(words, outcome)
         if outcome.done:
             context.console.line(f"{outcome.done} model file{'s are' if outcome.done > 1 else ' is'} fetched")
+
+    def _tell(self, words: tuple[str, ...], outcome: _Outcome) -> None:
+        """Report what is wrong now, and take back what was and is over."""
+        before, health = self._failed.pop(words, ()), self._context.health
+        if outcome.failed:
+            self._failed[words] = outcome.problems
+        health.problems[:] = [each for each in health.problems if each not in before or each in outcome.problems]
+        for problem in outcome.problems:
+            if problem not in before:
+                self._context.warn(problem)
 
 
 class _Progress:

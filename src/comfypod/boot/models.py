@@ -73,16 +73,27 @@ def missing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def _wanted(context: Context) -> tuple[tuple[ModelFile, ...], tuple[str, ...], tuple[Problem, ...]]:
     """Return what the volume wants, the names of what it cannot do without, and which wishes make no sense."""
     pod, layout = context.pod, context.layout
-    if not (pod.models or context.settings.models or layout.manifest.exists()):
+    words = (*context.settings.models, *context.asked_models)
+    if not (pod.models or words or layout.manifest.exists()):
         return (), (), ()
     # Not on the way of a boot that wants no models.
     from comfypod.models.wanted import files_of
     from comfypod.models.wish import locked, wishes
 
     with _sense(context):
-        found, problems = wishes(layout.manifest, context.settings.models, locked(pod.models))
+        found, problems = wishes(layout.manifest, words, locked(pod.models))
         files, more = files_of(found, _site(context), found)
     return files, tuple(wish.name for wish in found if wish.required), (*problems, *more)
+
+
+def also(context: Context, words: tuple[str, ...]) -> None:
+    """Count what somebody has asked for among what is wanted, for as long as this pod runs.
+
+    Raises:
+        ModelError: what the volume says of models makes no sense.
+    """
+    context.asked_models = tuple(dict.fromkeys((*context.asked_models, *words)))
+    context.models, _, _ = _wanted(context)
 
 
 def survey(context: Context) -> list[dict[str, Any]]:
