@@ -9,6 +9,9 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlencode
 
+# Types of inputs that the editor shows as fields.
+_WIDGETS = ("BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3", "FLOAT", "INT", "STRING")
+
 
 class Client:
     """Talks to one ComfyUI."""
@@ -79,3 +82,18 @@ def sample(checkpoint: str, *, seed: int, size: int = 64, steps: int = 2) -> dic
         "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
         "7": node("SaveImage", images=["6", 0], filename_prefix="sampled"),
     }  # fmt: skip
+
+
+def as_prompt(graph: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+    """Return what the editor sends for a workflow without subgraphs; `kinds` are ComfyUI's `/object_info`."""
+    links = {link: [str(source), slot] for link, source, slot, *_ in graph["links"]}
+    prompt = {}
+    for each in (each for each in graph["nodes"] if each["type"] in kinds):
+        inputs = {name: rule for part in kinds[each["type"]]["input"].values() for name, rule in part.items()}
+        ordered = [name for part in kinds[each["type"]]["input_order"].values() for name in part]
+        widgets = [name for name in ordered if isinstance(inputs[name][0], list) or inputs[name][0] in _WIDGETS]
+        linked = {row["name"]: links[row["link"]] for row in each["inputs"] if row.get("link") is not None}
+        prompt[str(each["id"])] = node(
+            each["type"], **dict(zip(widgets, each["widgets_values"], strict=False)) | linked
+        )
+    return prompt

@@ -14,6 +14,7 @@ from comfypod.files import sha256_file
 from comfypod.models.loaders import LOADERS
 from docs import templates
 from tests.kit import comfyui, models
+from tests.kit.pods import comfypod
 from tests.kit.web import Answer, serve
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from tests.scenarios.conftest import FirstUp, RealSite
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+# The one official template whose only model is an upscaler, and the address that it has for it.
+_TEMPLATE = "utility-gan_upscaler"
+_AT_THE_HOST = "/Comfy-Org/Real-ESRGAN_repackaged/resolve/main/RealESRGAN_x4plus.safetensors"
 
 # A file in each folder of models; whichever input offers it reads from that folder.
 _ASK = r"""
@@ -95,3 +100,41 @@ def test_a_pack_that_is_fetched_at_run_time_is_used_by_comfyui_in_a_workflow(sit
     enlarged = Image.open(io.BytesIO(result)).convert("RGB")
     assert enlarged.size == (8, 6)
     assert enlarged.getpixel((1, 0)) == (30, 40, 50)
+
+
+def test_an_official_template_is_made_runnable_and_runs(first_up: FirstUp, site: RealSite, tmp_path: Path) -> None:
+    (template,) = _installed(first_up, "comfyui-env/*/venv/lib/python3*/site-packages").glob(
+        f"comfyui_workflow_templates*/templates/{_TEMPLATE}.json"
+    )
+    models.upscaler(tmp_path / "small.safetensors")
+    site.up()
+    with serve() as hub:
+        # What stands in for Hugging Face has a model under that name which two cores can run.
+        hub.answers[_AT_THE_HOST] = Answer((tmp_path / "small.safetensors").read_bytes())
+        done = comfypod(
+            "models", "pull", f"template:{_TEMPLATE}", "--json", "--workspace", str(site.layout.root),
+            env={**site.environ, "HF_ENDPOINT": hub.url},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["data"]["fetched"] == [f"upscale_models/{_AT_THE_HOST.rpartition('/')[2]}"]
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 48), (100, 110, 120)).save(picture, "png")
+    (video,) = site.client.render(
+        {
+            "1": comfyui.node("LoadImage", image=site.client.upload("frame.png", picture.getvalue())),
+            "2": comfyui.node("CreateVideo", images=["1", 0], fps=30.0),
+            "3": comfyui.node("SaveVideo", video=["2", 0], filename_prefix="made", format="auto", codec="auto"),
+        }
+    )
+    (site.layout.comfyui / "input" / "gan_input.mp4").write_bytes(video)
+    prompt = comfyui.as_prompt(json.loads(template.read_text()), json.loads(site.client.get("/object_info")))
+    (upscaled,) = (number for number, node in prompt.items() if node["class_type"] == "ImageUpscaleWithModel")
+    prompt["frames"] = comfyui.node("SaveImage", images=[upscaled, 0], filename_prefix="frames")
+    results = site.client.render(prompt)
+    assert len(results) == 2, "the template's own video, and its frames as a picture"
+    enlarged = next(Image.open(io.BytesIO(each)).convert("RGB") for each in results if each.startswith(b"\x89PNG"))
+    assert enlarged.size == (128, 96)
+    left, right = (enlarged.getpixel((column, 0)) for column in (0, 1))
+    assert isinstance(left, tuple)
+    assert isinstance(right, tuple)
+    assert [after - before for before, after in zip(left, right, strict=True)] == [20, 20, 20]
