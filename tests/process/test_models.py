@@ -68,6 +68,14 @@ def begun(layout: Layout, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def said(process: subprocess.Popen[str], what: str) -> str:
+    """Return the first line for people that has this in it, as soon as it is there."""
+    assert process.stderr is not None
+    while what not in (line := process.stderr.readline()):
+        assert line, process.communicate()
+    return line
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_d1_e5_a_pull_that_is_stopped_is_seen_by_others_and_gone_on_with(
     layout: Layout, server: Host, how: signal.Signals
@@ -103,9 +111,7 @@ def test_a_failure_is_told_when_it_happens_and_does_not_stay_when_it_is_tried_ag
     rows = (f'[[model]]\nurl = "{url}"\nfolder = "loras"\n' for url in (large, none))
     layout.manifest.write_text("".join(rows))
     process = start(layout, "pull", f"loras={large}", f"loras={none}", f"vae={none}")
-    assert process.stderr is not None
-    while "none.safetensors could not be fetched" not in (line := process.stderr.readline()):
-        assert line, process.communicate()
+    line = said(process, "none.safetensors could not be fetched")
     assert "answered 404 Not Found; check the address" in line
     begun(layout, process)
     found = {row["place"]: row for row in run(layout, "list")["data"]["models"]}
@@ -148,9 +154,7 @@ def test_a_pull_says_that_it_waits_for_a_host_that_is_not_there_and_gives_up_wit
     url, began = f"http://127.0.0.1:{free_port()}/a.safetensors", time.monotonic()
     layout.manifest.write_text(f'[[model]]\nurl = "{url}"\nfolder = "loras"\n')
     process = start(layout, "pull")
-    assert process.stderr is not None
-    while "loras/a.safetensors waits" not in (line := process.stderr.readline()):
-        assert line, process.communicate()
+    line = said(process, "loras/a.safetensors waits")
     assert f"waits 1 s and is tried again, with pauses of 7 s in all: {url} is not reachable" in line
     (row,) = run(layout, "list")["data"]["models"]
     assert process.poll() is None
@@ -160,7 +164,7 @@ def test_a_pull_says_that_it_waits_for_a_host_that_is_not_there_and_gives_up_wit
     assert "waits" not in err
     assert run(layout, "list")["data"]["models"][0]["state"] == "failed"
     process = start(layout, "pull")
-    time.sleep(2)
+    said(process, "loras/a.safetensors waits")
     process.kill()
     process.communicate()
     assert run(layout, "list")["data"]["models"][0]["state"] == "fetch"

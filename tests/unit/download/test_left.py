@@ -48,6 +48,7 @@ def test_what_a_stopped_download_has_left_is_seen_and_removed(tmp_path: Path, or
 
 
 def test_one_that_somebody_fetches_is_not_removed_and_ends_well(tmp_path: Path, web: Host, order: Order) -> None:
+    web.files["/a"] = File(BODY, cap=200_000)
     site, outcome = tmp_path / "site", list[object]()
     thread = threading.Thread(target=lambda: outcome.extend(fetch([order], site, Terms(connections=1))))
     thread.start()
@@ -56,7 +57,7 @@ def test_one_that_somebody_fetches_is_not_removed_and_ends_well(tmp_path: Path, 
     (found,) = left.look(site)
     assert found.held
     assert left.remove([found]) == []
-    web.files["/a"].stall = 0
+    web.files["/a"].cap = 0
     thread.join()
     assert outcome == [None]
     assert order.target.read_bytes() == BODY

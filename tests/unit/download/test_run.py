@@ -143,17 +143,17 @@ def test_a_host_may_say_how_long_to_wait(desk: Desk) -> None:
 def test_a_host_that_is_not_there_is_told_and_given_up_sooner_than_one_that_has_answered(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(refusal, "PAUSE_SECONDS", 0.2)
-    monkeypatch.setattr(refusal, "UNMET_SECONDS", 1.0)
+    monkeypatch.setattr(refusal, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(refusal, "UNMET_SECONDS", 2.5)
     nowhere = f"http://127.0.0.1:{free_port()}"
     orders = [Order(f"{nowhere}/{number}", desk.models / str(number), size=size) for number in range(9)]
     news, began = list[tuple[Order, News]](), time.monotonic()
     errors = desk.fetch(*orders, tell=lambda order, told: news.append((order, told)))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 6
     assert all("not reachable" in error.message for error in errors if error)
     of_first = [told for order, told in news if order == orders[0]]
     assert [told.state for told in of_first] == ["waiting", "waiting", "failed"]
-    assert [(told.seconds, round(told.longest, 1)) for told in of_first[:2]] == [(0.2, 0.6), (0.4, 0.4)]
+    assert [(told.seconds, round(told.longest, 1)) for told in of_first[:2]] == [(0.5, 1.5), (1.0, 1.0)]
     assert len([told for _, told in news if told.state == "failed"]) == len(errors) == 9
 
 
