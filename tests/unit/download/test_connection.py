@@ -126,6 +126,7 @@ def test_a_host_that_has_answered_is_waited_for_longer(monkeypatch: pytest.Monke
         patience.wait(error, 5, silent=True)
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("host", ["nowhere.invalid", "127.0.0.1:9"])
 def test_a_name_that_is_none_and_a_port_without_a_listener_are_no_answer(host: str) -> None:
     with pytest.raises(BrokenError, match=r"is not reachable|in time") as caught:
