@@ -86,6 +86,7 @@ class PodFile:
     nodes: tuple[BakedNode, ...] = ()
     models_path: str | None = None
     gpu: GpuNeed | None = None
+    record: str | None = None
     schema: int = SCHEMA
 
     @property

@@ -67,6 +67,7 @@ class Settings:
     wedged_seconds: float
     node_seconds: float
     standby: str
+    cold_start: str
     gpu_seconds: float
     queue_limit: int
     disk_floor: int

@@ -316,6 +316,14 @@ TABLE: tuple[Setting, ...] = (
         "ComfyUI runs on the CPU",
     ),
     Setting(
+        "cold_start",
+        ("COMFYPOD_COLD_START",),
+        "auto",
+        _one_of("auto", "off"),
+        "read ahead what ComfyUI's start is known to read, and take its imports from one file, where there is a record "
+        "of such a start; `off`: as Python does it",
+    ),
+    Setting(
         "gpu_seconds",
         ("COMFYPOD_GPU_SECONDS",),
         "15",

@@ -13,10 +13,12 @@ _HOST_SIDE = {"host", "image", "lock", "manifest"}
 _ALONE = {
     "image/layer.py",
     "image/workflow.py",
+    "launch/bundle.py",
     "launch/collector.py",
     "launch/comfyui.py",
     "launch/guard.py",
     "launch/imports.py",
+    "launch/record.py",
     "launch/standby.py",
     "nodes/probe.py",
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from comfypod.boot import services, trial
+from comfypod.boot.cold import ColdStart
 from comfypod.boot.drain import Keeper
 from comfypod.boot.health import sentence
 from comfypod.boot.nodeguard import NodeGuard
@@ -53,13 +54,16 @@ class Comfyui:
         self._keeper = Keeper(context, pod.report)
         self._guard = NodeGuard(context, pod.report, pod.changed)
         self._standby = Standby(context)
+        self._cold = ColdStart(context)
         self._served: asyncio.Task[None] | None = None
         self._beside: asyncio.Task[None] | None = None
+        self._recording: asyncio.Task[None] | None = None
         context.allow_node = self._guard.allow
         self.decide = self._guard.decide
         self.follow = self._guard.follow
         self.drain = self._keeper.drain
         self.launch = self._standby.start
+        self.warm_up = self._cold.begin
 
     async def prepare(self) -> None:
         """See which nodes are there."""
@@ -78,6 +82,7 @@ class Comfyui:
 
     def was_ready(self, service: Supervised) -> None:
         """Keep an upgrade, draw conclusions about nodes, submit prompts that were left over."""
+        self._cold.end()
         if trial.on_trial(self._context):
             self._pod.spawn(self._settle(service))
         if self._context.cancelled():
@@ -85,6 +90,7 @@ class Comfyui:
         self.close()
         # A task of its own, because it waits for long and must not hold up the end of the pod.
         self._served = self._pod.spawn(self._guard.served(service))
+        self._recording = self._recording or self._pod.spawn(self._cold.make(service))
         if service.attempts.search is None:
             self._pod.spawn(self._keeper.resume(service))
 
@@ -157,9 +163,10 @@ class Comfyui:
         return f"ComfyUI {core.version} starts; `comfypod workspace upgrade` brings {context.pod.comfyui_version} again"
 
     def stand_down(self) -> None:
-        """Have no standby from now on."""
-        if self._beside is not None:
-            self._beside.cancel()
+        """Have nothing beside ComfyUI from now on."""
+        self._cold.end()
+        for task in filter(None, (self._beside, self._recording)):
+            task.cancel()
 
     def close(self) -> None:
         """Draw no more conclusions."""

@@ -51,7 +51,8 @@ class Context:
     used), `extra_paths`, `baked_nodes` (those that count), `node_paths` (what ComfyUI will load) and `required` (nodes
     and models that must be there) by the node stage, `places` (where models are) and `models` (those that are wanted)
     by the model stage, `asked_models` by who has asked for more since. `node_outcomes` says by name what became of each
-    in the ComfyUI that runs, state and reason; `allow_node` gives it one again that is set aside.
+    in the ComfyUI that runs, state and reason; `allow_node` gives it one again that is set aside. `record` is what its
+    imports are taken from (`launch/bundle.py`), a file and the key of its packages.
     """
 
     pod: PodFile
@@ -80,6 +81,7 @@ class Context:
     node_paths: tuple[Path, ...] = ()
     node_outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
     allow_node: Callable[[str], object] = str
+    record: tuple[str, str] | None = None
 
     @property
     def in_image(self) -> bool:

@@ -20,7 +20,7 @@ _LONGEST_LINE = 1 << 16
 class Event:
     """A step of one node: `loading`, `over` whatever came of it, and what did: `loaded`, `failed`, `hung`, `aside`.
 
-    `begun` is that of ComfyUI itself.
+    `begun` is that of ComfyUI itself, `without-record` that its imports are not taken from the record.
     """
 
     pid: int
@@ -47,9 +47,12 @@ class GuardLine:
         """What ComfyUI is given, orders first."""
         return self._orders, self._writing
 
-    def tell(self, seconds: float, aside: Mapping[str, str]) -> None:
-        """Say what holds from ComfyUI's next start on: how long a node may load, which are refused and why."""
-        data = json.dumps({"seconds": seconds, "aside": dict(aside)}).encode()
+    def tell(self, seconds: float, aside: Mapping[str, str], record: tuple[str, str] | None = None) -> None:
+        """Say what holds from ComfyUI's next start on: how long a node may load, which are refused and why.
+
+        `record` is what its imports are taken from, a file and the key of the packages that it has to be of.
+        """
+        data = json.dumps({"seconds": seconds, "aside": dict(aside), "record": record}).encode()
         os.ftruncate(self._orders, 0)
         os.pwrite(self._orders, data, 0)
 

@@ -44,6 +44,18 @@ class StandbyView:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdView:
+    """What starts on a cold disk are helped by, as `/status` shows it.
+
+    The record is `none`, `off`, `used`, or `unused` for a reason; so many bytes were asked to be read ahead.
+    """
+
+    state: str = "none"
+    reason: str = ""
+    bytes_ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """What was looked at last: whether it is well, and how it is in a few words."""
 
@@ -84,6 +96,7 @@ class Health:
     downloads: DownloadCounts = field(default_factory=DownloadCounts)
     gateway: GatewayCounts | None = None
     standby: StandbyView = field(default_factory=StandbyView)
+    cold_start: ColdView = field(default_factory=ColdView)
 
     def note(self, moment: str) -> bool:
         """Note when something happened first, in seconds since boot's first instruction; True that one time."""
@@ -171,6 +184,7 @@ class Health:
             },
             "memory": memory.read(self.cgroup).shown(),
             "standby": asdict(self.standby),
+            "cold_start": asdict(self.cold_start),
             "identity": self.identity,
             "workspace": self.workspace,
             "environment": self.environment or {"key": "", "torch": self.pod.torch, "changed": []},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfypod.boot import known_nodes
 from comfypod.boot.guardline import Event, GuardLine
+from comfypod.boot.health import ColdView
 from comfypod.boot.known_nodes import Known
 from comfypod.boot.policy import FIRST_DELAY, Attempts, Cause, after_death, searched
 from comfypod.boot.process import State
@@ -149,7 +150,7 @@ class NodeGuard:
         aside = {name: reason for name, (_, reason) in self._known.aside.items()}
         if attempts is not None and attempts.search is not None:
             aside |= dict.fromkeys(attempts.search.left_out, "left out to find the node that ends ComfyUI")
-        self._line.tell(self._context.settings.node_seconds, aside)
+        self._line.tell(self._context.settings.node_seconds, aside, self._context.record)
 
     def _heard(self, event: Event) -> None:
         if event.state == "begun":
@@ -165,6 +166,8 @@ class NodeGuard:
                 if limit := self._context.settings.node_seconds:
                     loop = asyncio.get_running_loop()
                     self._overdue = loop.call_later(_PROOF * limit, self._late, event.node)
+            case "without-record":
+                self._context.health.cold_start = ColdView("unused", event.reason)
             case "over":
                 self._crumb = ""
             case "hung":

@@ -93,6 +93,7 @@ class Supervisor:
         self._console.line(f"comfypod {__version__} boots {release} ({self._pod.profile}) in {workspace}")
         server = await self._serve()
         self.health.note("control plane answers")
+        self._comfyui.warm_up()
         self._open_door()
         booting = self.spawn(self._boot())
         await self._stop.wait()

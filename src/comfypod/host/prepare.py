@@ -97,7 +97,7 @@ def prepare(
         _check_room(todo, store)
         _announce(todo, console)
     places = [_ensure(need, lock, store, base, wanted, offline, console) for need in wanted]
-    return _facts(lock, profile, arch, places)
+    return _facts(lock, profile, arch, places, store)
 
 
 def _ensure(
@@ -151,8 +151,9 @@ def _local(source: Source) -> bool:
     return isinstance(source, PathSource)
 
 
-def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> podfile.PodFile:
+def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path], store: Store) -> podfile.PodFile:
     environment = lock.environment(lock.target(profile.name, arch).comfyui)
+    record = f"{environment.key[:16]}-{podfile.release_name(lock.comfyui.version, lock.comfyui.digest)}"
     return podfile.PodFile(
         profile=profile.name,
         arch=arch,
@@ -167,6 +168,7 @@ def _facts(lock: Lock, profile: Profile, arch: str, places: Sequence[Path]) -> p
         engine="host",
         comfyui_args=(*profile.comfyui_args, *(("--enable-manager",) if lock.comfyui.manager else ())),
         models=tuple(model.for_pod() for model in lock.models),
+        record=str(store.root / "cold" / record),
     )
 
 

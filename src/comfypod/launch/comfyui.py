@@ -1,4 +1,4 @@
-"""Start ComfyUI with a guard around its custom nodes, and with the collector off until it serves.
+"""Start ComfyUI with a guard around its custom nodes, the collector off until it serves, and imports from one file.
 
 `python comfyui.py ORDERS,EVENTS[,RECORD[,LINE]] MAIN_PY ARGUMENT...` is `python MAIN_PY ARGUMENT...` in all else: the
 numbers are those of open descriptors, see `guard.py` and, for the last two, `standby.py`.
@@ -7,10 +7,13 @@ numbers are those of open descriptors, see `guard.py` and, for the last two, `st
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import runpy
 import sys
 from typing import Any, NoReturn
+
+_LONGEST_ORDERS = 1 << 20
 
 
 def _neighbour(name: str) -> Any:
@@ -32,11 +35,14 @@ class _Launch:
         self._serving: dict[str, str] | None = None
         self._at = _neighbour("imports").At
         self._standby: Any = None
+        self._why_not = ""
 
     def prepare(self) -> None:
         """Set up what stands around ComfyUI, be it at once or, in a standby, when its time comes."""
-        _, events, *more = self._numbers
+        orders, events, *more = self._numbers
         os.set_inheritable(events, False)
+        if record := json.loads(os.pread(orders, _LONGEST_ORDERS, 0) or b"{}").get("record"):
+            self._why_not = _neighbour("bundle").install(*record, sys.path[0])
         os.execv = self._execv  # type: ignore[assignment]
         self._standby = _neighbour("standby") if more else None
         _neighbour("collector").rest_until_served(sys.argv, self._served)
@@ -52,6 +58,8 @@ class _Launch:
         orders, events, *more = self._numbers
         self._guard = _neighbour("guard").Guard(orders, events)
         self._guard.install()
+        if self._why_not:
+            self._guard.tell("", "without-record", self._why_not)
         write = self._standby.Recorder(more[0], self._at, lambda: self._guard.loading).write if len(more) == 1 else int
         self._at("nodes", after=lambda nodes: (self._guard.wrap(nodes), write()))
 

@@ -11,9 +11,13 @@ from comfypod.boot.guardline import Event, GuardLine
 def test_orders_are_what_was_told_last() -> None:
     line = GuardLine(lambda _: None)
     line.tell(60.0, {"a": "because " * 50})
-    line.tell(5.0, {"b": "so"})
+    line.tell(5.0, {"b": "so"}, ("record", "key"))
     orders, _ = line.descriptors
-    assert json.loads(os.pread(orders, 1 << 20, 0)) == {"seconds": 5.0, "aside": {"b": "so"}}
+    assert json.loads(os.pread(orders, 1 << 20, 0)) == {
+        "seconds": 5.0,
+        "aside": {"b": "so"},
+        "record": ["record", "key"],
+    }
 
 
 def test_a_line_that_comes_in_parts_is_heard_once_it_is_whole() -> None:

@@ -1,0 +1,145 @@
+"""Starts on a cold disk: what is known of an earlier start helps this one, and is found out where nobody has.
+
+The host engine makes the record of a start once for each environment of its store, after a start and beside a ComfyUI
+that has nothing to do. It is a start of its own, without anybody's nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfypod import files, ports, proc
+from comfypod.boot import memory, readahead
+from comfypod.boot.context import StageCancelledError, stopper
+from comfypod.boot.guardline import LAUNCHER
+from comfypod.boot.health import ColdView
+from comfypod.errors import BusyError, HostError
+from comfypod.workspace.children import child_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from comfypod.boot.context import Context
+    from comfypod.boot.process import Supervised
+    from comfypod.podfile import PodFile
+
+RECORDER = LAUNCHER.with_name("record.py")
+_CALM_SECONDS = 20.0
+_LOOK_SECONDS = 2.0
+_LONGEST_SECONDS = 900.0
+_SIZE = 2 << 30
+
+
+class ColdStart:
+    """Has ComfyUI's start be quicker where a record of one fits."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        # As it was built: the environment stage puts the volume's packages in front of it.
+        self._pod, self._path = context.pod, context.pod.record
+        self._ahead: readahead.Readahead | None = None
+        if context.settings.cold_start == "off":
+            self._path = None
+            self._show("off")
+
+    def begin(self) -> None:
+        """Read ahead from now on, and have imports be taken from the record; one that cannot be used is none."""
+        if self._path is None:
+            return
+        try:
+            head = readahead.read_head(self._path, self._pod.environment_key)
+            self._ahead = self._readahead(head)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            self._show("unused", error.strerror or "" if isinstance(error, OSError) else str(error))
+            return
+        self._context.record = (self._path, self._pod.environment_key)
+        self._show("used")
+        if self._ahead is not None:
+            self._ahead.start()
+
+    def _readahead(self, head: readahead.Head) -> readahead.Readahead | None:
+        """Return what reads ahead, None where all is there already or memory is short of it."""
+        assert self._path is not None  # noqa: S101 - there is a record
+        parts = readahead.read_parts(self._path, head, str(self._context.layout.comfyui))
+        free = memory.free(self._context.surroundings.cgroup)
+        if readahead.is_resident(parts) or (free is not None and free < 2 * sum(part.length for part in parts)):
+            return None
+        return readahead.Readahead(parts)
+
+    def _show(self, state: str, reason: str = "") -> None:
+        self._context.health.cold_start = ColdView(state, reason)
+        if reason:
+            self._context.console.line(f"  the record of a start {self._path} is not used: {reason}")
+
+    def end(self) -> None:
+        """Read ahead no more."""
+        if self._ahead is not None:
+            self._ahead.stop()
+            view = self._context.health.cold_start
+            self._context.health.cold_start = replace(view, bytes_ahead=self._ahead.asked)
+            self._ahead = None
+
+    async def make(self, comfyui: Supervised) -> None:
+        """Make a record where there is none that can be used, when this ComfyUI has nothing to do for a while."""
+        if self._path is None or self._pod.engine != "host" or self._context.health.cold_start.state == "used":
+            return
+        while not self._context.cancelled():
+            await asyncio.sleep(_LOOK_SECONDS)
+            if (comfyui.served_seconds or 0.0) >= _CALM_SECONDS and not comfyui.prompts:
+                break
+        free = memory.free(self._context.surroundings.cgroup)
+        if self._context.cancelled() or (free is not None and free < _SIZE):
+            return
+        with contextlib.suppress(StageCancelledError):
+            said = await asyncio.to_thread(
+                make, self._pod, Path(self._path), self._context.environ, stopper(self._context)
+            )
+            if said:
+                self._context.console.line(f"  no record of a start could be made: {said}")
+            else:
+                self._context.record = (self._path, self._pod.environment_key)
+                self._show("made")
+
+
+def make(pod: PodFile, path: Path, environ: Mapping[str, str], tick: Callable[[], None] | None = None) -> str:
+    """Start the ComfyUI that was built, alone, and write a record of that; return why it could not be done, or nothing.
+
+    Whoever comes while another one does it leaves it to that one.
+    """
+    python = Path(pod.python)
+    try:
+        files.make_folder(path.parent)
+        lock = files.FolderLock(path.with_name(f"{path.name}.lock"))
+        lock.acquire()
+    except BusyError:
+        return ""
+    except OSError as error:
+        return f"{path.parent}: {error.strerror}"
+    try:
+        for left in path.parent.glob(f"{path.name}.*[0-9]"):
+            left.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="comfypod-", ignore_cleanup_errors=True) as folder:
+            (Path(folder) / "custom_nodes").mkdir()
+            env = child_environ(environ, python, Path(folder)) | {"TMPDIR": folder}
+            done = proc.run(_command(pod, path, folder), seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
+    except (OSError, HostError) as error:
+        return str(error)
+    finally:
+        lock.release()
+    return "" if done.ok else " ".join([f"it ended with {done.returncode}", *done.stderr.split()[-40:]])
+
+
+def _command(pod: PodFile, path: Path, folder: str) -> list[str]:
+    """Return the command line of such a start: on the CPU, so that it is the same on every machine."""
+    words = [pod.python, str(RECORDER), str(path), pod.environment_key, os.path.join(pod.comfyui_path, "main.py")]
+    words += [*pod.comfyui_args, *(() if "--cpu" in pod.comfyui_args else ("--cpu",))]
+    words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000, like=0)), "--disable-auto-launch"]
+    return [*words, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]

@@ -1,0 +1,166 @@
+"""Reads ahead what a start of ComfyUI is known to read, so that the disk is asked for much at a time.
+
+What that is stands in a record (`launch/record.py`), in the order of first use. Nothing is copied: the kernel is told
+what will be needed. What is in memory already costs a look at a few samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FORMAT = 1
+_THREADS = 8
+_PIECE = 4 << 20
+_SAMPLES = 16
+_LONGEST_HEAD = 1 << 16
+_LONGEST_RANGES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a file."""
+
+    path: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a record says about itself; `ranges` is the place of those in it, with their checksum."""
+
+    environment: str
+    core: str
+    size: int
+    ranges: tuple[int, int, int]
+
+
+def read_head(path: str, environment: str) -> Head:
+    """Return what a record says about itself.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, cut, or of other packages; the message says which.
+    """
+    with open(path, "rb") as handle:
+        line = handle.readline(_LONGEST_HEAD)
+        size = os.fstat(handle.fileno()).st_size
+    try:
+        body: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        body = None
+    match body:
+        case {
+            "format": int(version), "environment": str(key), "core": str(core), "size": int(rest),
+            "ranges": [int(offset), int(length), int(crc)],
+        } if version == FORMAT:  # fmt: skip
+            if key != environment:
+                raise ValueError("it is of other packages")
+            if size != len(line) + rest or min(offset, length) < 0 or length > _LONGEST_RANGES:
+                raise ValueError("it is cut")
+            return Head(key, core, size, (len(line) + offset, length, crc))
+    raise ValueError("it is no record of this comfypod's")
+
+
+def read_parts(path: str, head: Head, core: str) -> list[Part]:
+    """Return what to read ahead, the record itself first; its ComfyUI is the one in the folder `core` now.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    offset, length, crc = head.ranges
+    with open(path, "rb") as handle:
+        data = os.pread(handle.fileno(), length, offset)
+    if zlib.crc32(data) != crc:
+        raise ValueError("it is damaged")
+    own = f"{head.core}{os.sep}"
+    found = [Part(path, 0, head.size)]
+    for name, parts in json.loads(data):
+        place = os.path.join(core, name[len(own) :]) if name.startswith(own) else name
+        found += [Part(place, begin, size) for begin, size in parts]
+    return found
+
+
+def is_resident(parts: Sequence[Part]) -> bool:
+    """Whether samples of what would be read are all in memory; where the kernel does not tell, they are not."""
+    samples = [*parts[:: max(1, len(parts) // _SAMPLES)], *sorted(parts, key=lambda part: -part.length)[:_SAMPLES]]
+    return all(_has(part.path, part.offset + part.length // 2) for part in samples)
+
+
+def _has(path: str, offset: int) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        # What is not there is not waited for either.
+        return True
+    try:
+        os.preadv(handle, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+class Readahead:
+    """Tells the kernel, in threads that nothing waits for, until it is stopped. `asked` is the bytes so far."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.asked = 0
+        self._pieces = _pieces(parts)
+        self._lock, self._over = threading.Lock(), False
+
+    def start(self) -> None:
+        """Begin."""
+        for _ in range(_THREADS):
+            threading.Thread(target=self._run, daemon=True, name="readahead").start()
+
+    def stop(self) -> None:
+        """Ask for no more."""
+        self._over = True
+
+    def _run(self) -> None:
+        while not self._over:
+            with self._lock:
+                group = next(self._pieces, None)
+            if group is None:
+                return
+            with contextlib.suppress(OSError):
+                self._ask(group)
+
+    def _ask(self, group: list[Part]) -> None:
+        handle = os.open(group[0].path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            for part in group:
+                if self._over:
+                    return
+                os.posix_fadvise(handle, part.offset, part.length, os.POSIX_FADV_WILLNEED)
+                self.asked += part.length
+        finally:
+            os.close(handle)
+
+
+def _pieces(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield parts of one file at a time, of about one size, so that the threads are at work on what is needed next."""
+    group: list[Part] = []
+    size = 0
+    for whole in parts:
+        for offset in range(whole.offset, whole.offset + whole.length, _PIECE):
+            part = Part(whole.path, offset, min(_PIECE, whole.offset + whole.length - offset))
+            if group and (group[0].path != part.path or size >= _PIECE):
+                yield group
+                group, size = [], 0
+            group.append(part)
+            size += part.length
+    if group:
+        yield group

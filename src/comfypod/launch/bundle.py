@@ -1,0 +1,217 @@
+"""Takes what ComfyUI imports from one file, so that a start on a cold disk reads a few large pieces, not thousands.
+
+That file is a record (`record.py`): a line of JSON, an index, ranges for boot, and the bytecode of every module that a
+start has imported. Where a module lies in the image, whose contents do not change, it is found by its name and folder
+without a look at the disk. Elsewhere Python finds it, and takes its code from here when Python itself would believe in
+bytecode of that source. Finders ask in the usual order, loaders are Python's own, and what is not here is Python's
+affair.
+"""
+
+from __future__ import annotations
+
+import _imp
+import json
+import marshal
+import os
+import sys
+import zlib
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
+from importlib.util import source_hash, spec_from_file_location
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+FORMAT = 1
+_LONGEST_HEAD = 1 << 16
+_LONGEST_INDEX = 1 << 26
+
+
+class Entry(NamedTuple):
+    """The bytecode of one source file: where it is, and what the source must be like for it to count.
+
+    `mtime` and `size` are those that Python compares, or `digest` where it compares contents.
+    """
+
+    offset: int
+    length: int
+    crc: int
+    mtime: int
+    size: int
+    digest: bytes
+
+
+class Found(NamedTuple):
+    """What an import finds in a folder of the image: its file, and its bytecode unless it is an extension."""
+
+    file: str
+    package: bool
+    entry: Entry | None
+
+
+def install(path: str, environment: str, core: str) -> str:
+    """Have imports take from a record what fits; return why none of it does, or nothing.
+
+    `environment` is the key of the packages that it has to be of, `core` the folder of the ComfyUI that starts.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    try:
+        bundle = _Bundle(handle, environment, core)
+    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
+        os.close(handle)
+        return str(error) or type(error).__name__
+    sys.path_hooks.insert(0, bundle.finder)
+    for folder in list(sys.path_importer_cache):
+        if bundle.knows(folder):
+            del sys.path_importer_cache[folder]
+    return ""
+
+
+def head(handle: int) -> tuple[dict[str, Any], int]:
+    """Return what the first line of a record says, and where the rest begins.
+
+    Raises:
+        OSError: the disk failed.
+        ValueError: it is none, of another format, or cut.
+    """
+    line = os.pread(handle, _LONGEST_HEAD, 0).partition(b"\n")[0]
+    try:
+        body = json.loads(line)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ValueError("it is no record of this comfypod's")
+    if os.fstat(handle).st_size != len(line) + 1 + body["size"]:
+        raise ValueError("it is cut")
+    return body, len(line) + 1
+
+
+def section(handle: int, begin: int, place: list[int]) -> bytes:
+    """Return one part of a record.
+
+    Raises:
+        OSError: the disk failed.
+        ValueError: it is damaged.
+    """
+    offset, length, crc = place
+    data = os.pread(handle, min(length, _LONGEST_INDEX), begin + offset)
+    if len(data) != length or zlib.crc32(data) != crc:
+        raise ValueError("it is damaged")
+    return data
+
+
+class _Bundle:
+    """A record that fits this start.
+
+    Raises:
+        OSError: the disk failed.
+        ValueError: it does not fit.
+    """
+
+    def __init__(self, handle: int, environment: str, core: str) -> None:
+        self._handle, self._core = handle, core
+        body, begin = head(handle)
+        if body["environment"] != environment:
+            raise ValueError("it is of other packages")
+        if body["python"] != sys.version or sys.flags.optimize:
+            raise ValueError("it is of another Python")
+        if any(int(os.stat(place).st_mtime) != mtime for place, mtime in body["sites"].items()):
+            raise ValueError("the image's packages have changed since it was made")
+        self._folders, self._sources = marshal.loads(section(handle, begin, body["index"]))  # noqa: S302 - as Python does
+        self._begin = begin + body["codes"]
+        os.posix_fadvise(handle, self._begin, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def knows(self, folder: str) -> bool:
+        """Whether imports from a folder are ours to find or to load."""
+        return folder in self._folders or folder == self._core or folder.startswith(f"{self._core}{os.sep}")
+
+    def finder(self, folder: str) -> FileFinder:
+        """Return what looks for modules in a folder (sys.path_hooks).
+
+        Raises:
+            ImportError: it is none of ours.
+        """
+        if folder in self._folders:
+            return _Finder(folder, self._folders[folder], self)
+        if self.knows(folder) and os.path.isdir(folder):
+            return FileFinder(folder, *_loaders(self._source_loader))
+        raise ImportError(folder)
+
+    def _source_loader(self, name: str, path: str) -> SourceFileLoader:
+        """Make the loader of a source of ComfyUI's own, which anybody may have changed."""
+        loader = SourceFileLoader(name, path)
+        found = self._sources.get(path[len(self._core) + 1 :])
+        if found is not None:
+            self.lend(loader, Entry(*found), compare=True)
+        return loader
+
+    def lend(self, loader: SourceFileLoader, entry: Entry, *, compare: bool) -> None:
+        """Have a loader take its bytecode from here, once; it is like any other then."""
+
+        def get_code(name: str) -> CodeType | None:
+            del loader.get_code
+            code = self._code(loader, entry) if not compare or _is_of(loader, entry) else None
+            return code or loader.get_code(name)
+
+        loader.get_code = get_code  # type: ignore[method-assign,assignment]
+
+    def _code(self, loader: SourceFileLoader, entry: Entry) -> CodeType | None:
+        try:
+            data = os.pread(self._handle, entry.length, self._begin + entry.offset)
+        except OSError:
+            return None
+        if len(data) != entry.length or zlib.crc32(data) != entry.crc:
+            return None
+        code: CodeType = marshal.loads(data)  # noqa: S302 - as Python does
+        _imp._fix_co_filename(code, loader.path)  # type: ignore[attr-defined]
+        return code
+
+
+def _is_of(loader: SourceFileLoader, entry: Entry) -> bool:
+    """Whether bytecode is that of a loader's source, by what Python itself would compare."""
+    try:
+        if entry.digest:
+            return source_hash(loader.get_data(loader.path)) == entry.digest
+        facts = loader.path_stats(loader.path)
+    except OSError:
+        return False
+    return (int(facts["mtime"]), facts["size"]) == (entry.mtime, entry.size)
+
+
+def _loaders(source: Any) -> tuple[tuple[Any, list[str]], ...]:
+    return (
+        (ExtensionFileLoader, EXTENSION_SUFFIXES), (source, SOURCE_SUFFIXES), (SourcelessFileLoader, BYTECODE_SUFFIXES)
+    )  # fmt: skip
+
+
+class _Finder(FileFinder):
+    """Finds by name what is known to be in a folder of the image; Python looks for the rest."""
+
+    def __init__(self, folder: str, known: dict[str, Any], bundle: _Bundle) -> None:
+        super().__init__(folder, *_loaders(SourceFileLoader))
+        self._known, self._bundle = known, bundle
+
+    def find_spec(self, fullname: str, target: Any = None) -> Any:
+        """Return the spec of a module (importlib.abc.PathEntryFinder)."""
+        known = self._known.get(fullname.rpartition(".")[2])
+        if known is None:
+            return super().find_spec(fullname, target)
+        found = Found(*known)
+        path = f"{self.path}{os.sep}{found.file}"
+        if found.entry is None:
+            return spec_from_file_location(fullname, path, loader=ExtensionFileLoader(fullname, path))
+        loader = SourceFileLoader(fullname, path)
+        self._bundle.lend(loader, Entry(*found.entry), compare=False)
+        places = [os.path.dirname(path)] if found.package else None
+        return spec_from_file_location(fullname, path, loader=loader, submodule_search_locations=places)

@@ -1,0 +1,122 @@
+"""A small image and a small ComfyUI, for records of a start: a virtual environment with a package, a core, a volume."""
+
+from __future__ import annotations
+
+import json
+import os
+import py_compile
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from comfypod.boot.cold import RECORDER
+from comfypod.boot.guardline import LAUNCHER, GuardLine
+from comfypod.ports import choose_free
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from comfypod.boot.guardline import Event
+
+KEY = "sha256:packages"
+CHECKED = py_compile.PycInvalidationMode.CHECKED_HASH
+TIMES = py_compile.PycInvalidationMode.TIMESTAMP
+_FILES = {
+    "pkg/__init__.py": "from pkg import inner\n",
+    "pkg/inner.py": "import colorsys\n\n\ndef fail():\n    raise ValueError(1)  # here\n",
+    "pkg/data.txt": "data\n",
+    "space/part.py": "",
+    "single.py": "word = 'image'\n",
+    "late.py": "",
+}
+# What modules show of themselves, and what a test asks for beyond that.
+_MAIN = """
+import json, os, socket, sys
+import pkg, single, own.helper, space.part, _json
+def shown(module):
+    spec = module.__spec__
+    return [module.__file__, module.__cached__, spec.name, spec.origin, spec.cached, spec.submodule_search_locations,
+            type(spec.loader).__name__, sorted(vars(spec.loader)), module.__package__,
+            getattr(module, "__path__", None)]
+names = ["pkg", "pkg.inner", "single", "own.helper", "space.part", "colorsys", "own"]
+found = {name: shown(sys.modules[name]) for name in names}
+found["own.word"], found["single.word"] = own.helper.word, single.word
+found["finders"] = [str(each) for each in sys.meta_path if type(each) is type] + list(map(str, sys.path))
+exec(os.environ.get("CODE", ""))
+print(json.dumps(found), flush=True)
+with socket.socket() as door:
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    door.bind(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+    door.listen()
+"""
+
+
+@dataclass
+class Place:
+    """All of it in one folder; `heard` is what the launcher has told of its record."""
+
+    folder: Path
+    mode: py_compile.PycInvalidationMode = TIMES
+    heard: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        venv = self.folder / "venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+        (self.site,) = venv.glob("lib/python3*/site-packages")
+        self.python, self.core = venv / "bin" / "python", self.folder / "core"
+        self.layer, self.record = self.folder / "layer", self.folder / "record"
+        self.layer.mkdir()
+        for name, text in _FILES.items():
+            self.write(self.site / name, text)
+        for name, text in {"main.py": _MAIN, "own/__init__.py": "", "own/helper.py": "word = 'built'\n"}.items():
+            self.write(self.core / name, text)
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a file, and the bytecode of a source."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        if path.suffix == ".py":
+            py_compile.compile(str(path), doraise=True, invalidation_mode=self.mode)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        without = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "VIRTUAL_ENV"}
+        return {name: value for name, value in os.environ.items() if name not in without}
+
+    def make(self) -> None:
+        """Make the record."""
+        argv = [str(self.python), str(RECORDER), str(self.record), KEY, str(self.core / "main.py")]
+        port = str(choose_free(20000, like=0))
+        done = subprocess.run(
+            [*argv, "--port", port], env=self.environ, cwd=self.layer, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert self.record.is_file()
+
+    def plain(self, code: str = "") -> dict[str, Any]:
+        """Start it without a launcher; return what it shows."""
+        return self._shown([], (), code)
+
+    def start(self, code: str = "", key: str = KEY) -> dict[str, Any]:
+        """Start it with the record; return what it shows."""
+        self.heard.clear()
+        line = GuardLine(self.heard.append)
+        line.tell(5.0, {}, (str(self.record), key))
+        found = self._shown([str(LAUNCHER), ",".join(map(str, line.descriptors))], line.descriptors, code)
+        line.hear()
+        return found
+
+    @property
+    def refused(self) -> list[str]:
+        """Why the record was not used."""
+        return [event.reason for event in self.heard if event.state == "without-record"]
+
+    def _shown(self, launcher: list[str], keep: tuple[int, ...], code: str) -> dict[str, Any]:
+        port = str(choose_free(20000, like=0))
+        argv = [str(self.python), *launcher, str(self.core / "main.py"), "--port", port]
+        env = {**self.environ, "PYTHONPATH": str(self.layer), "CODE": code}
+        done = subprocess.run(argv, env=env, pass_fds=keep, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found

@@ -1,0 +1,93 @@
+"""The record of a start in a boot: when it is used, when not and why, and how it is made."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from comfypod import podfile
+from comfypod.boot.cold import ColdStart, make
+from comfypod.files import FolderLock
+from comfypod.log import Console
+from tests.kit import standin
+from tests.kit.cold import KEY, Place
+from tests.unit.boot.contexts import context_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from comfypod.podfile import PodFile
+
+
+def _pod(tmp_path: Path, place: Place) -> PodFile:
+    """Return the facts of the small image."""
+    return replace(
+        podfile.load(standin.pod_file(tmp_path, place.core)),
+        python=str(place.python), comfyui_path=str(place.core), comfyui_args=(), environment_key=KEY,
+        record=str(tmp_path / "store" / "cold" / "key"), engine="host",
+    )  # fmt: skip
+
+
+def test_a_record_is_made_by_a_start_of_what_was_built_and_used_from_then_on(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    pod = _pod(tmp_path, place)
+    assert pod.record is not None
+    context = context_of(tmp_path, record=pod.record, environment_key=KEY)
+    ColdStart(context).begin()
+    assert (context.record, context.health.cold_start.state) == (None, "none")
+    left = place.folder / "store" / "cold" / "key.123"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert make(pod, place.folder / "store" / "cold" / "key", os.environ) == ""
+    assert sorted(path.name for path in left.parent.iterdir()) == ["key", "key.lock"]
+    cold = ColdStart(context)
+    cold.begin()
+    assert context.record == (pod.record, KEY)
+    assert context.health.cold_start.state == "used"
+    assert context.health.snapshot()["cold_start"]["state"] == "used"
+    cold.end()
+
+
+def test_a_start_that_fails_makes_none_and_says_why(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    pod = _pod(tmp_path, place)
+    place.write(place.core / "main.py", "raise SystemExit('not today')\n")
+    assert "not today" in make(pod, tmp_path / "cold" / "key", os.environ)
+    assert not (tmp_path / "cold" / "key").exists()
+
+
+def test_one_is_left_to_whoever_makes_it_already(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    lock = FolderLock(tmp_path / "key.lock")
+    assert lock.acquire()
+    assert make(_pod(tmp_path, place), tmp_path / "key", os.environ) == ""
+    lock.release()
+    assert not (tmp_path / "key").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "no record"), ("{}\n", "no record"), ("nothing", "no record"), (None, "Is a directory")]
+)
+def test_one_that_cannot_be_used_is_ignored_and_named(tmp_path: Path, text: str | None, reason: str) -> None:
+    path = tmp_path / "record"
+    path.write_text(text) if text is not None else path.mkdir()
+    context = context_of(tmp_path, record=str(path))
+    said = io.StringIO()
+    context.console = Console(said)
+    ColdStart(context).begin()
+    assert context.record is None
+    view = context.health.cold_start
+    assert view.state == "unused"
+    assert reason in view.reason
+    assert reason in said.getvalue()
+    assert context.health.problems == []
+
+
+def test_the_setting_switches_it_off(tmp_path: Path) -> None:
+    context = context_of(tmp_path, record=str(tmp_path), environ={"COMFYPOD_COLD_START": "off"})
+    ColdStart(context).begin()
+    assert (context.record, context.health.cold_start.state) == (None, "off")

@@ -1,0 +1,85 @@
+"""What a start touches, noted: modules by folder and name, parts of files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from comfypod.boot.cold import RECORDER
+from tests.kit.cold import CHECKED, KEY, TIMES, Place
+
+if TYPE_CHECKING:
+    import py_compile
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Any:
+    spec = importlib.util.spec_from_file_location("recorder", RECORDER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["recorder"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["recorder"]
+
+
+def test_parts_that_lie_close_together_are_one(recorder: Any) -> None:
+    far = 10 << 20
+    assert recorder.merged([[far, 4096], [0, 4096], [8192, 4096], [4096, 100]]) == [[0, 12288], [far, 4096]]
+    assert recorder.merged([[0, 9000], [100, 10]]) == [[0, 9000]]
+    assert recorder.merged([]) == []
+
+
+@pytest.mark.parametrize("mode", [TIMES, CHECKED])
+def test_bytecode_counts_only_while_python_would_use_it(
+    recorder: Any, tmp_path: Path, mode: py_compile.PycInvalidationMode
+) -> None:
+    import py_compile
+
+    source = tmp_path / "one.py"
+    source.write_text("a = 1\n")
+    with pytest.raises(OSError, match="one"):
+        recorder.bytecode(str(source))
+    compiled = py_compile.compile(str(source), invalidation_mode=mode)
+    assert compiled is not None
+    data, facts = recorder.bytecode(str(source))
+    assert data == (tmp_path / compiled).read_bytes()[16:]
+    assert (facts[0] == 0) is (mode is CHECKED)
+    source.write_text("a = 22\n")
+    with pytest.raises(ValueError, match="one"):
+        recorder.bytecode(str(source))
+
+
+def test_the_record_names_what_was_read_and_mapped_and_nothing_of_the_start_itself(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.write(place.site / "single.py", f"open({str(place.site / 'pkg' / 'data.txt')!r}).read()\nword = 'image'\n")
+    place.make()
+    head, _, rest = place.record.read_bytes().partition(b"\n")
+    body = json.loads(head)
+    assert body["environment"] == KEY
+    assert body["size"] == len(rest)
+    offset, length, crc = body["ranges"]
+    assert zlib.crc32(rest[offset : offset + length]) == crc
+    ranges = dict(json.loads(rest[offset : offset + length]))
+    assert ranges[str(place.site / "pkg" / "data.txt")] == [[0, len("data\n")]]
+    assert any(".so" in path for path in ranges)
+    # Bytecode that is in the record, and what the start wrote, is not read again.
+    assert not any(path.endswith(("inner.py", "helper.pyc")) for path in ranges)
+    assert not any(path.startswith((str(place.layer), "/proc", "/dev")) for path in ranges)
+
+
+def test_a_start_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.write(place.core / "main.py", "import pkg\n1 / 0\n")
+    argv = [str(place.python), str(RECORDER), str(place.record), KEY, str(place.core / "main.py"), "--port", "1"]
+    done = subprocess.run(argv, env=place.environ, cwd=place.layer, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert sorted(tmp_path.glob("record*")) == []
