@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _THREADS = 8
-_PIECE = 4 << 20
+# What all threads have asked for at a time is in front of what boot and ComfyUI ask for meanwhile.
+_PIECE = 2 << 20
 _SAMPLES = 16
+_ENOUGH = 0.9
 _LONGEST_HEAD = 1 << 16
 _LONGEST_RANGES = 1 << 26
 
@@ -92,9 +94,9 @@ def read_parts(path: str, head: Head, core: str) -> list[Part]:
 
 
 def is_resident(parts: Sequence[Part]) -> bool:
-    """Whether samples of what would be read are all in memory; where the kernel does not tell, they are not."""
+    """Whether samples of what would be read are nearly all in memory; where the kernel does not tell, they are not."""
     samples = [*parts[:: max(1, len(parts) // _SAMPLES)], *sorted(parts, key=lambda part: -part.length)[:_SAMPLES]]
-    return all(_has(part.path, part.offset + part.length // 2) for part in samples)
+    return sum(_has(part.path, part.offset + part.length // 2) for part in samples) >= _ENOUGH * len(samples)
 
 
 def _has(path: str, offset: int) -> bool:
@@ -146,6 +148,8 @@ class Readahead:
                     return
                 os.posix_fadvise(handle, part.offset, part.length, os.POSIX_FADV_WILLNEED)
                 self.asked += part.length
+            # Until it has come.
+            os.pread(handle, 1, group[-1].offset + group[-1].length - 1)
         finally:
             os.close(handle)
 

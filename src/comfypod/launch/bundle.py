@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
 FORMAT = 1
+_NONE = "it is no record of this comfypod's"
 _LONGEST_HEAD = 1 << 16
 _LONGEST_INDEX = 1 << 26
 
@@ -70,7 +71,7 @@ def install(path: str, environment: str, core: str) -> str:
         bundle = _Bundle(handle, environment, core)
     except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         os.close(handle)
-        return str(error) or type(error).__name__
+        return str(error) if isinstance(error, (OSError, ValueError)) else _NONE
     sys.path_hooks.insert(0, bundle.finder)
     for folder in list(sys.path_importer_cache):
         if bundle.knows(folder):
@@ -91,7 +92,7 @@ def head(handle: int) -> tuple[dict[str, Any], int]:
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise ValueError("it is no record of this comfypod's")
+        raise ValueError(_NONE)
     if os.fstat(handle).st_size != len(line) + 1 + body["size"]:
         raise ValueError("it is cut")
     return body, len(line) + 1
@@ -104,6 +105,8 @@ def section(handle: int, begin: int, place: list[int]) -> bytes:
         OSError: the disk failed.
         ValueError: it is damaged.
     """
+    if len(place) != 3:
+        raise ValueError(_NONE)
     offset, length, crc = place
     data = os.pread(handle, min(length, _LONGEST_INDEX), begin + offset)
     if len(data) != length or zlib.crc32(data) != crc:

@@ -120,7 +120,7 @@ def _missing(place: Place) -> None:
 
 _UNFIT = {
     _garbage: "no record", _cut: "cut", _damaged: "damaged", _another_python: "another Python",
-    _another_format: "no record", _odd: "", _installed: "packages have changed", _missing: "No such file",
+    _another_format: "no record", _odd: "no record", _installed: "packages have changed", _missing: "No such file",
 }  # fmt: skip
 
 
