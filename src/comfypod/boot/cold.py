@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 RECORDER = LAUNCHER.with_name("record.py")
 _CALM_SECONDS = 20.0
 _LOOK_SECONDS = 2.0
+_WORTH_SECONDS = 3.0
 _LONGEST_SECONDS = 900.0
 _SIZE = 2 << 30
 
@@ -44,35 +46,50 @@ class ColdStart:
         # As it was built: the environment stage puts the volume's packages in front of it.
         self._pod, self._path = context.pod, context.pod.record
         self._ahead: readahead.Readahead | None = None
+        self._known, self._over = threading.Event(), False
         if context.settings.cold_start == "off":
             self._path = None
             self._show("off")
 
     def begin(self) -> None:
-        """Read ahead from now on, and have imports be taken from the record; one that cannot be used is none."""
-        if self._path is None:
-            return
+        """Look at the record and read ahead, in threads: probes are answered while a cold disk takes its time."""
+        if self._path is not None:
+            threading.Thread(target=self._begin, args=(self._path,), daemon=True, name="record").start()
+
+    def wait(self) -> None:
+        """Wait until it is known whether imports are taken from the record, but no longer than that is worth."""
+        if self._path is not None:
+            self._known.wait(_WORTH_SECONDS)
+
+    def _begin(self, path: str) -> None:
         try:
-            head = readahead.read_head(self._path, self._pod.environment_key)
-            self._ahead = self._readahead(head)
+            parts = self._read(path)
+        finally:
+            self._known.set()
+        if parts and not self._over and self._has_room(parts) and not readahead.is_resident(parts):
+            self._ahead = readahead.Readahead(parts)
+            self._ahead.start()
+            if self._over:
+                self._ahead.stop()
+
+    def _read(self, path: str) -> list[readahead.Part]:
+        """Take a record into use and return what to read ahead; one that cannot be used is none."""
+        try:
+            head = readahead.read_head(path, self._pod.environment_key)
+            parts = readahead.read_parts(path, head, str(self._context.layout.comfyui))
         except FileNotFoundError:
-            return
+            return []
         except (OSError, ValueError) as error:
             self._show("unused", error.strerror or "" if isinstance(error, OSError) else str(error))
-            return
-        self._context.record = (self._path, self._pod.environment_key)
+            return []
+        self._context.record = (path, self._pod.environment_key)
         self._show("used")
-        if self._ahead is not None:
-            self._ahead.start()
+        return parts
 
-    def _readahead(self, head: readahead.Head) -> readahead.Readahead | None:
-        """Return what reads ahead, None where all is there already or memory is short of it."""
-        assert self._path is not None  # noqa: S101 - there is a record
-        parts = readahead.read_parts(self._path, head, str(self._context.layout.comfyui))
+    def _has_room(self, parts: list[readahead.Part]) -> bool:
+        """Tell whether memory is there for what would be read, and as much again for ComfyUI."""
         free = memory.free(self._context.surroundings.cgroup)
-        if readahead.is_resident(parts) or (free is not None and free < 2 * sum(part.length for part in parts)):
-            return None
-        return readahead.Readahead(parts)
+        return free is None or free >= 2 * sum(part.length for part in parts)
 
     def _show(self, state: str, reason: str = "") -> None:
         self._context.health.cold_start = ColdView(state, reason)
@@ -81,6 +98,7 @@ class ColdStart:
 
     def end(self) -> None:
         """Read ahead no more."""
+        self._over = True
         if self._ahead is not None:
             self._ahead.stop()
             view = self._context.health.cold_start

@@ -66,7 +66,8 @@ class Comfyui:
         self.warm_up = self._cold.begin
 
     async def prepare(self) -> None:
-        """See which nodes are there."""
+        """See which nodes are there, and whether there is a record of a start."""
+        await asyncio.to_thread(self._cold.wait)
         await asyncio.to_thread(self._guard.look)
 
     def start(self) -> None:

@@ -20,6 +20,7 @@ from tests.unit.boot.contexts import context_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from comfypod.boot.context import Context
     from comfypod.podfile import PodFile
 
 
@@ -32,20 +33,26 @@ def _pod(tmp_path: Path, place: Place) -> PodFile:
     )  # fmt: skip
 
 
+def _begin(context: Context) -> ColdStart:
+    cold = ColdStart(context)
+    cold.begin()
+    cold.wait()
+    return cold
+
+
 def test_a_record_is_made_by_a_start_of_what_was_built_and_used_from_then_on(tmp_path: Path) -> None:
     place = Place(tmp_path)
     pod = _pod(tmp_path, place)
     assert pod.record is not None
     context = context_of(tmp_path, record=pod.record, environment_key=KEY)
-    ColdStart(context).begin()
+    _begin(context)
     assert (context.record, context.health.cold_start.state) == (None, "none")
     left = place.folder / "store" / "cold" / "key.123"
     left.parent.mkdir(parents=True)
     left.touch()
     assert make(pod, place.folder / "store" / "cold" / "key", os.environ) == ""
     assert sorted(path.name for path in left.parent.iterdir()) == ["key", "key.lock"]
-    cold = ColdStart(context)
-    cold.begin()
+    cold = _begin(context)
     assert context.record == (pod.record, KEY)
     assert context.health.cold_start.state == "used"
     assert context.health.snapshot()["cold_start"]["state"] == "used"
@@ -78,7 +85,7 @@ def test_one_that_cannot_be_used_is_ignored_and_named(tmp_path: Path, text: str 
     context = context_of(tmp_path, record=str(path))
     said = io.StringIO()
     context.console = Console(said)
-    ColdStart(context).begin()
+    _begin(context)
     assert context.record is None
     view = context.health.cold_start
     assert view.state == "unused"
@@ -89,5 +96,5 @@ def test_one_that_cannot_be_used_is_ignored_and_named(tmp_path: Path, text: str 
 
 def test_the_setting_switches_it_off(tmp_path: Path) -> None:
     context = context_of(tmp_path, record=str(tmp_path), environ={"COMFYPOD_COLD_START": "off"})
-    ColdStart(context).begin()
+    _begin(context)
     assert (context.record, context.health.cold_start.state) == (None, "off")
