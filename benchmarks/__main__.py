@@ -53,8 +53,8 @@ def _commands(images: list[str], entrypoint: str | None, runs: int | None) -> di
     often = ["--runs", str(runs)] if runs else []
     compared = ["--entrypoint", entrypoint] if entrypoint else []
     return {
-        "start": [*images, *compared, *often], "restart": often, "boot": often, "seeding": often, "downloads": often,
-        "gateway": often, "images": images,
+        "start": [*images, *compared, *often], "restart": often, "boot": often, "cold": often, "seeding": often,
+        "downloads": often, "gateway": often, "images": images,
     }  # fmt: skip
 
 

@@ -2,24 +2,21 @@
 
 As `boot.py`, but before each start the kernel's page cache is dropped, which needs root, and `throttled` ones may read
 only so many times a second from the disk that the store is on (the block-I/O controller, version 1 or 2). The record of
-a start is made first, as the host engine makes it. `off` is comfypod with `cold_start=off`. Prints medians and ratios;
-with `--json` the same as JSON.
+a start is made first, as the host engine makes it. `off` is comfypod with `cold_start=off`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
-import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks.boot import bare, booted, prepare, spread
+from benchmarks.boot import bare, booted, prepare
+from benchmarks.question import Question, run
 from comfypod.boot import cold
 from comfypod.workspace.layout import Layout
 
@@ -30,7 +27,8 @@ if TYPE_CHECKING:
 
 CONTROLLERS = Path("/sys/fs/cgroup")
 WAYS = ("bare", "comfypod", "off")
-STATES = ("cold", "throttled", "warm")
+# What is aimed at, by state.
+STATES = {"cold": 0.75, "throttled": 0.6, "warm": 0.85}
 
 
 def drop_caches() -> None:
@@ -85,18 +83,18 @@ def start(way: str, pod: PodFile, workspace: Path) -> float:
     return booted(Layout(workspace).pod_file, workspace).seconds
 
 
-def measure(pod: PodFile, workspace: Path, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def measure(pod: PodFile, workspace: Path, chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Measure each way in each state in turn."""
     disk = disk_of(Path(pod.python).parent)
-    found: dict[str, dict[str, list[float]]] = {state: {way: [] for way in options.ways} for state in options.states}
-    for number in range(options.runs):
-        for state in options.states:
+    found: dict[str, dict[str, list[float]]] = {state: {way: [] for way in chosen.ways} for state in chosen.states}
+    for number in range(chosen.runs):
+        for state in chosen.states:
             # Each goes first in turn.
-            ways = options.ways[number % len(options.ways) :] + options.ways[: number % len(options.ways)]
+            ways = chosen.ways[number % len(chosen.ways) :] + chosen.ways[: number % len(chosen.ways)]
             for way in ways:
                 if state != "warm":
                     drop_caches()
-                slow = throttled(disk, options.iops) if state == "throttled" else contextlib.nullcontext()
+                slow = throttled(disk, chosen.iops) if state == "throttled" else contextlib.nullcontext()
                 with slow:
                     seconds = start(way, pod, workspace)
                 print(f"run {number}: {state}, {way} {seconds:.2f} s", file=sys.stderr, flush=True)
@@ -104,64 +102,35 @@ def measure(pod: PodFile, workspace: Path, options: argparse.Namespace) -> dict[
     return found
 
 
-def report(found: dict[str, dict[str, list[float]]], iops: int) -> dict[str, Any]:
-    """Put the figures together."""
-    ratios = {
-        state: {
-            way: {
-                "medians": round(statistics.median(seconds) / statistics.median(ways["bare"]), 4),
-                "by_pair": spread([ours / plain for ours, plain in zip(seconds, ways["bare"], strict=True)]),
-            }
-            for way, seconds in ways.items()
-            if way != "bare" and "bare" in ways
-        }
-        for state, ways in found.items()
-    }
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "iops": iops,
-        "runs": len(next(iter(next(iter(found.values())).values()))),
-        "seconds": {state: {way: spread(seconds) for way, seconds in ways.items()} for state, ways in found.items()},
-        "ratios": ratios,
-    }
-
-
-def show(figures: dict[str, Any]) -> str:
-    """Render the figures as a table in Markdown."""
-    lines = [
-        f"{figures['machine']}, {figures['runs']} interleaved runs, throttled: {figures['iops']} reads a second",
-        "",
-    ]
-    lines += ["| seconds to ready | min | median | max | of bare |", "| --- | --- | --- | --- | --- |"]
-    for state, ways in figures["seconds"].items():
-        for way, row in ways.items():
-            ratio = figures["ratios"][state].get(way)
-            told = f"{ratio['medians']:.2f} (by pair {ratio['by_pair']['median']:.2f})" if ratio else ""
-            lines.append(f"| {state}, {way} | {row['min']:.2f} | {row['median']:.2f} | {row['max']:.2f} | {told} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="rounds to measure")
-    parser.add_argument("--iops", type=int, default=500, help="reads a second where throttled")
-    parser.add_argument("--states", nargs="+", choices=STATES, default=["cold", "throttled"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["bare", "comfypod"])
-    parser.add_argument("--workspace", type=Path, help="where the workspace is, kept; a temporary folder otherwise")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
+def asked(chosen: argparse.Namespace) -> list[Question]:
+    """Make the record, start each way once, and measure."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
-        workspace = options.workspace or Path(folder) / "workspace"
+        workspace = chosen.workspace or Path(folder) / "workspace"
         pod = prepare(workspace)
         assert pod.record is not None
         if not Path(pod.record).exists() and (said := cold.make(pod, Path(pod.record), os.environ)):
             raise SystemExit(f"no record: {said}")
-        for way in options.ways:
+        for way in chosen.ways:
             start(way, pod, workspace)
-        figures = report(measure(pod, workspace, options), options.iops)
-    print(json.dumps(figures, indent=1) if options.json else show(figures))
+        found = measure(pod, workspace, chosen)
+    titles = {"throttled": f"page cache dropped, {chosen.iops} reads a second", "cold": "page cache dropped"}
+    return [
+        Question(
+            f"host-{state}", f"Start to ready on the host, {titles.get(state, state)}", "seconds", ways, "bare",
+            STATES[state], ("comfypod",),
+        )
+        for state, ways in found.items()
+    ]  # fmt: skip
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--runs", type=int, default=3, help="rounds to measure")
+    parser.add_argument("--iops", type=int, default=500, help="reads a second where throttled")
+    parser.add_argument("--states", nargs="+", choices=list(STATES), default=["cold", "throttled"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["bare", "comfypod"])
+    parser.add_argument("--workspace", type=Path, help="where the workspace is, kept; a temporary folder otherwise")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, asked, options)
