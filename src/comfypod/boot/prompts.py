@@ -91,15 +91,16 @@ class Observer:
         return remaining
 
     async def _read_history(self) -> None:
-        earlier = frozenset(self._known)
+        found: dict[str, Any] = {}
         for most in _ENTRIES:
             history = await _ask(self._health, f"/history?max_items={most}")
             if not isinstance(history, dict):
-                return
-            ended = {name[:_ID_LENGTH]: entry for name, entry in history.items()}
-            self._count(ended)
-            if len(ended) < most or not earlier.isdisjoint(ended):
-                return
+                break
+            found |= {name[:_ID_LENGTH]: entry for name, entry in history.items()}
+            if len(history) < most or not self._known.keys().isdisjoint(found):
+                break
+        # At once, so that whoever asks meanwhile does not see a later prompt counted before an earlier one.
+        self._count(found)
 
     def _count(self, ended: dict[str, Any]) -> None:
         for name, entry in ended.items():
