@@ -125,7 +125,7 @@ def ensure_works(container: Container, version: str) -> dict[str, Any]:
     return status
 
 
-def test_b1_b2_f10_real_upgrades_and_the_way_back_lose_nothing_of_the_users(
+def test_f10_b1_b2_real_upgrades_and_the_way_back_lose_nothing_of_the_users(
     real_images: RealImages, images: dict[str, str], workspace: Path
 ) -> None:
     volume = ("--network", "none", "-v", f"{workspace}:/workspace")

@@ -224,7 +224,7 @@ def _expected(folder: Path, change: Change) -> tuple[int, str, dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _CHANGES)
 @pytest.mark.parametrize("fault", ["kill", "ENOSPC", "EIO"])
-def test_a1_a3_b3_every_durable_step_of_a_change_may_be_the_last(
+def test_b3_a1_a3_every_durable_step_of_a_change_may_be_the_last(
     tmp_path: Path, name: str, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Slow because no step is left out; each in a copy of its own, then booted again and compared file by file."""

@@ -20,7 +20,7 @@ from comfypod.boot import memory, readahead
 from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.guardline import LAUNCHER
 from comfypod.boot.health import ColdView
-from comfypod.errors import BusyError, HostError
+from comfypod.errors import BusyError, ComfypodError
 from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def make(pod: PodFile, path: Path, environ: Mapping[str, str], tick: Callable[[]
         lock.acquire()
     except BusyError:
         return ""
-    except OSError as error:
-        return f"{path.parent}: {error.strerror}"
+    except (OSError, ComfypodError) as error:
+        return str(error)
     try:
         for left in path.parent.glob(f"{path.name}.*[0-9]"):
             left.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def make(pod: PodFile, path: Path, environ: Mapping[str, str], tick: Callable[[]
             (Path(folder) / "custom_nodes").mkdir()
             env = child_environ(environ, python, Path(folder)) | {"TMPDIR": folder}
             done = proc.run(_command(pod, path, folder), seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
-    except (OSError, HostError) as error:
+    except (OSError, ComfypodError) as error:
         return str(error)
     finally:
         lock.release()

@@ -10,14 +10,14 @@ import contextlib
 import json
 import os
 import threading
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from comfypod.launch.bundle import FORMAT, NONE, section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-FORMAT = 1
 _THREADS = 8
 # What all threads have asked for at a time is in front of what boot and ComfyUI ask for meanwhile.
 _PIECE = 2 << 20
@@ -70,7 +70,7 @@ def read_head(path: str, environment: str) -> Head:
             if size != len(line) + rest or min(offset, length) < 0 or length > _LONGEST_RANGES:
                 raise ValueError("it is cut")
             return Head(key, core, size, (len(line) + offset, length, crc))
-    raise ValueError("it is no record of this comfypod's")
+    raise ValueError(NONE)
 
 
 def read_parts(path: str, head: Head, core: str) -> list[Part]:
@@ -80,11 +80,8 @@ def read_parts(path: str, head: Head, core: str) -> list[Part]:
         OSError: it cannot be read.
         ValueError: it is damaged.
     """
-    offset, length, crc = head.ranges
     with open(path, "rb") as handle:
-        data = os.pread(handle.fileno(), length, offset)
-    if zlib.crc32(data) != crc:
-        raise ValueError("it is damaged")
+        data = section(handle.fileno(), 0, list(head.ranges))
     own = f"{head.core}{os.sep}"
     found = [Part(path, 0, head.size)]
     for name, parts in json.loads(data):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
 FORMAT = 1
-_NONE = "it is no record of this comfypod's"
+NONE = "it is no record of this comfypod's"
 _LONGEST_HEAD = 1 << 16
 _LONGEST_INDEX = 1 << 26
 
@@ -71,7 +71,7 @@ def install(path: str, environment: str, core: str) -> str:
         bundle = _Bundle(handle, environment, core)
     except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         os.close(handle)
-        return str(error) if isinstance(error, (OSError, ValueError)) else _NONE
+        return str(error) if isinstance(error, (OSError, ValueError)) else NONE
     sys.path_hooks.insert(0, bundle.finder)
     for folder in list(sys.path_importer_cache):
         if bundle.knows(folder):
@@ -92,7 +92,7 @@ def head(handle: int) -> tuple[dict[str, Any], int]:
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise ValueError(_NONE)
+        raise ValueError(NONE)
     if os.fstat(handle).st_size != len(line) + 1 + body["size"]:
         raise ValueError("it is cut")
     return body, len(line) + 1
@@ -106,7 +106,7 @@ def section(handle: int, begin: int, place: list[int]) -> bytes:
         ValueError: it is damaged.
     """
     if len(place) != 3:
-        raise ValueError(_NONE)
+        raise ValueError(NONE)
     offset, length, crc = place
     data = os.pread(handle, min(length, _LONGEST_INDEX), begin + offset)
     if len(data) != length or zlib.crc32(data) != crc:

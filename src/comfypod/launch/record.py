@@ -155,10 +155,9 @@ class Writer:
                 handle.flush()
                 os.fsync(handle.fileno())
             os.rename(staged, path)
-        except BaseException:
-            if os.path.exists(staged):
+        finally:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(staged)
-            raise
 
 
 def _below(folder: str, roots: Iterable[str]) -> bool:

@@ -67,6 +67,12 @@ def test_a_start_that_fails_makes_none_and_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "cold" / "key").exists()
 
 
+def test_where_the_store_cannot_be_written_none_is_made_and_the_reason_told(tmp_path: Path) -> None:
+    (tmp_path / "cold").write_text("no folder")
+    place = Place(tmp_path / "place")
+    assert str(tmp_path / "cold") in make(_pod(tmp_path, place), tmp_path / "cold" / "key", os.environ)
+
+
 def test_one_is_left_to_whoever_makes_it_already(tmp_path: Path) -> None:
     place = Place(tmp_path)
     lock = FolderLock(tmp_path / "key.lock")
