@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.boot import bare, booted, prepare
 from benchmarks.question import Question, run
-from comfypod.boot import cold
+from comfypod import podfile, recording
+from comfypod.boot import readahead
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
@@ -102,14 +103,22 @@ def measure(pod: PodFile, workspace: Path, chosen: argparse.Namespace) -> dict[s
     return found
 
 
+def ensure_recorded(pod: podfile.PodFile) -> None:
+    """Make the record of a start where there is none that this comfypod reads."""
+    assert pod.record is not None
+    try:
+        readahead.read_parts(pod.record, pod.environment_key, pod.comfyui_path)
+    except (OSError, ValueError):
+        if said := recording.make(recording.built(pod), Path(pod.record), os.environ):
+            raise SystemExit(f"no record: {said}") from None
+
+
 def asked(chosen: argparse.Namespace) -> list[Question]:
     """Make the record, start each way once, and measure."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
         workspace = chosen.workspace or Path(folder) / "workspace"
         pod = prepare(workspace)
-        assert pod.record is not None
-        if not Path(pod.record).exists() and (said := cold.make(pod, Path(pod.record), os.environ)):
-            raise SystemExit(f"no record: {said}")
+        ensure_recorded(pod)
         for way in chosen.ways:
             start(way, pod, workspace)
         found = measure(pod, workspace, chosen)

@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from comfypod.boot.cold import RECORDER
 from comfypod.boot.guardline import LAUNCHER, GuardLine
 from comfypod.ports import choose_free
+from comfypod.recording import RECORDER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,44 @@ _FILES = {
     "single.py": "word = 'image'\n",
     "late.py": "",
 }
+_TRANSFORMERS = {
+    "transformers/__init__.py": """
+from pathlib import Path
+
+from transformers.utils.import_utils import create_import_structure_from_path
+
+found = create_import_structure_from_path(Path(__file__).parent / "models")
+""",
+    "transformers/utils/__init__.py": "",
+    "transformers/utils/import_utils.py": '''
+import os
+
+
+def create_import_structure_from_path(module_path):
+    """Say what is where."""
+    if os.path.isfile(module_path):
+        module_path = os.path.dirname(module_path)
+    found = {}
+    for entry in os.scandir(module_path):
+        if entry.name != "__pycache__" and entry.is_dir():
+            found[entry.name] = create_import_structure_from_path(entry.path)
+        elif entry.name.endswith(".py"):
+            with open(entry.path) as handle:
+                key = frozenset({"torch", "tokenizers"} if entry.name.startswith("modeling") else ())
+                found.setdefault(key, {})[entry.name[:-3]] = set(handle.read().split())
+    return found
+''',
+    **{
+        f"transformers/models/{name}/modeling_{name}.py": f"{name}a, {name}b = 1, 2\n"
+        for name in ("one", "two", "three")
+    },
+    **{f"transformers/models/{name}/__init__.py": "" for name in ("one", "two", "three")},
+}
 # What modules show of themselves, and what a test asks for beyond that.
 _MAIN = """
 import json, os, socket, sys
 import pkg, single, own.helper, space.part, _json
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "own"))
 def shown(module):
     spec = module.__spec__
     return [module.__file__, module.__cached__, spec.name, spec.origin, spec.cached, spec.submodule_search_locations,
@@ -84,13 +118,20 @@ class Place:
         without = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "VIRTUAL_ENV"}
         return {name: value for name, value in os.environ.items() if name not in without}
 
-    def make(self) -> None:
+    def add_transformers(self) -> None:
+        """Add a package that reads all sources of its models at its import, and that import."""
+        for name, text in _TRANSFORMERS.items():
+            self.write(self.site / name, text)
+        self.write(self.core / "own" / "helper.py", "import transformers\n\nword = 'built'\n")
+
+    def make(self, **environ: str) -> None:
         """Make the record."""
         argv = [str(self.python), str(RECORDER), str(self.record), KEY, str(self.core / "main.py")]
         port = str(choose_free(20000, like=0))
         done = subprocess.run(
-            [*argv, "--port", port], env=self.environ, cwd=self.layer, capture_output=True, text=True, check=False
-        )
+            [*argv, "--port", port], env={**self.environ, **environ}, cwd=self.layer, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert self.record.is_file()
 

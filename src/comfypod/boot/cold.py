@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import files, ports, proc
+from comfypod import recording
 from comfypod.boot import memory, readahead
 from comfypod.boot.context import StageCancelledError, stopper
-from comfypod.boot.guardline import LAUNCHER
 from comfypod.boot.health import ColdView
-from comfypod.errors import BusyError, ComfypodError
-from comfypod.workspace.children import child_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from comfypod.boot.context import Context
     from comfypod.boot.process import Supervised
-    from comfypod.podfile import PodFile
 
-RECORDER = LAUNCHER.with_name("record.py")
 _CALM_SECONDS = 20.0
 _LOOK_SECONDS = 2.0
 _WORTH_SECONDS = 3.0
-_LONGEST_SECONDS = 900.0
 _SIZE = 2 << 30
 
 
@@ -75,8 +65,7 @@ class ColdStart:
     def _read(self, path: str) -> list[readahead.Part]:
         """Take a record into use and return what to read ahead; one that cannot be used is none."""
         try:
-            head = readahead.read_head(path, self._pod.environment_key)
-            parts = readahead.read_parts(path, head, str(self._context.layout.comfyui))
+            parts = readahead.read_parts(path, self._pod.environment_key, str(self._context.layout.comfyui))
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
@@ -118,46 +107,11 @@ class ColdStart:
             return
         with contextlib.suppress(StageCancelledError):
             said = await asyncio.to_thread(
-                make, self._pod, Path(self._path), self._context.environ, stopper(self._context)
-            )
+                recording.make, recording.built(self._pod), Path(self._path), self._context.environ,
+                stopper(self._context),
+            )  # fmt: skip
             if said:
                 self._context.console.line(f"  no record of a start could be made: {said}")
             else:
                 # From the next boot on: all starts of this one are alike, so that a standby is what it stands for.
                 self._show("made")
-
-
-def make(pod: PodFile, path: Path, environ: Mapping[str, str], tick: Callable[[], None] | None = None) -> str:
-    """Start the ComfyUI that was built, alone, and write a record of that; return why it could not be done, or nothing.
-
-    Whoever comes while another one does it leaves it to that one.
-    """
-    python = Path(pod.python)
-    try:
-        files.make_folder(path.parent)
-        lock = files.FolderLock(path.with_name(f"{path.name}.lock"))
-        lock.acquire()
-    except BusyError:
-        return ""
-    except (OSError, ComfypodError) as error:
-        return str(error)
-    try:
-        for left in path.parent.glob(f"{path.name}.*[0-9]"):
-            left.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(prefix="comfypod-", ignore_cleanup_errors=True) as folder:
-            (Path(folder) / "custom_nodes").mkdir()
-            env = child_environ(environ, python, Path(folder)) | {"TMPDIR": folder}
-            done = proc.run(_command(pod, path, folder), seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
-    except (OSError, ComfypodError) as error:
-        return str(error)
-    finally:
-        lock.release()
-    return "" if done.ok else " ".join([f"it ended with {done.returncode}", *done.stderr.split()[-40:]])
-
-
-def _command(pod: PodFile, path: Path, folder: str) -> list[str]:
-    """Return the command line of such a start: on the CPU, so that it is the same on every machine."""
-    words = [pod.python, str(RECORDER), str(path), pod.environment_key, os.path.join(pod.comfyui_path, "main.py")]
-    words += [*pod.comfyui_args, *(() if "--cpu" in pod.comfyui_args else ("--cpu",))]
-    words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000, like=0)), "--disable-auto-launch"]
-    return [*words, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]

@@ -1,7 +1,7 @@
 """Reads ahead what a start of ComfyUI is known to read, so that the disk is asked for much at a time.
 
-What that is stands in a record (`launch/record.py`), in the order of first use. Nothing is copied: the kernel is told
-what will be needed. What is in memory already costs a look at a few samples.
+What that is stands beside a record (`launch/record.py`), in the order of first use. Nothing is copied: the kernel is
+told what will be needed. What is in memory already costs a look at a few samples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from comfypod.launch.bundle import FORMAT, NONE, section
+from comfypod.launch.bundle import AHEAD, FORMAT, NONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _PIECE = 2 << 20
 _SAMPLES = 16
 _ENOUGH = 0.9
 _LONGEST_HEAD = 1 << 16
-_LONGEST_RANGES = 1 << 26
+_LONGEST_LIST = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,8 @@ class Part:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a record says about itself; `ranges` is the place of those in it, with their checksum."""
-
-    environment: str
-    core: str
-    size: int
-    ranges: tuple[int, int, int]
-
-
-def read_head(path: str, environment: str) -> Head:
-    """Return what a record says about itself.
+def read_parts(path: str, environment: str, core: str) -> list[Part]:
+    """Return what to read ahead, the record itself first; its ComfyUI is the one in the folder `core` now.
 
     Raises:
         OSError: it cannot be read.
@@ -56,38 +46,53 @@ def read_head(path: str, environment: str) -> Head:
     with open(path, "rb") as handle:
         line = handle.readline(_LONGEST_HEAD)
         size = os.fstat(handle.fileno()).st_size
-    try:
-        body: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        body = None
-    match body:
-        case {
-            "format": int(version), "environment": str(key), "core": str(core), "size": int(rest),
-            "ranges": [int(offset), int(length), int(crc)],
-        } if version == FORMAT:  # fmt: skip
+    match _body(line):
+        case {"format": int(version), "environment": str(key), "size": int(rest)} if version == FORMAT:
             if key != environment:
                 raise ValueError("it is of other packages")
-            if size != len(line) + rest or min(offset, length) < 0 or length > _LONGEST_RANGES:
+            if size != len(line) + rest:
                 raise ValueError("it is cut")
-            return Head(key, core, size, (len(line) + offset, length, crc))
+            return [Part(path, 0, size), *_more(f"{path}{AHEAD}", environment, core)]
     raise ValueError(NONE)
 
 
-def read_parts(path: str, head: Head, core: str) -> list[Part]:
-    """Return what to read ahead, the record itself first; its ComfyUI is the one in the folder `core` now.
+def _more(path: str, environment: str, core: str) -> list[Part]:
+    """Return parts of other files; where that list is missing or no such one, the record alone is read ahead."""
+    try:
+        with open(path, "rb") as handle:
+            body = _body(handle.read(_LONGEST_LIST))
+    except FileNotFoundError:
+        return []
+    match body:
+        case {"format": int(version), "environment": str(key), "core": str(before), "parts": list(listed)} if (
+            version == FORMAT and key == environment
+        ):
+            found = list[Part]()
+            for each in listed:
+                match each:
+                    case [str(name), list(parts)]:
+                        place = os.path.join(core, name[len(before) + 1 :]) if _is_below(name, before) else name
+                        found += [Part(place, offset, length) for offset, length in filter(_is_part, parts)]
+            return found
+    return []
 
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged.
-    """
-    with open(path, "rb") as handle:
-        data = section(handle.fileno(), 0, list(head.ranges))
-    own = f"{head.core}{os.sep}"
-    found = [Part(path, 0, head.size)]
-    for name, parts in json.loads(data):
-        place = os.path.join(core, name[len(own) :]) if name.startswith(own) else name
-        found += [Part(place, begin, size) for begin, size in parts]
-    return found
+
+def _is_below(name: str, folder: str) -> bool:
+    return name.startswith(f"{folder}{os.sep}")
+
+
+def _is_part(value: Any) -> bool:
+    match value:
+        case [int(offset), int(length)]:
+            return offset >= 0 and length > 0
+    return False
+
+
+def _body(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 def is_resident(parts: Sequence[Part]) -> bool:

@@ -13,7 +13,7 @@ from comfypod import files, podfile
 from comfypod.copying import copy_tree
 from comfypod.image import recipe as made
 from comfypod.image.bake import bake, compose
-from comfypod.image.deliver import ModelFacts, TreeFacts
+from comfypod.image.deliver import ModelFacts, StartFacts, TreeFacts
 from comfypod.image.dockerfile import LOCAL, LOCKED, dockerfile
 from comfypod.image.labels import lock_digest
 from comfypod.image.sbom import inventory
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from comfypod.manifest.values import Source
 
 _PURPOSES = {made.COMFYPOD: "comfypod", made.VENV: "comfyui", made.JUPYTER: "jupyter"}
+_PYTHON = f"{made.VENV}/bin/python"
 _LOCAL_IN_BUILD = "/run/build/local"
 _IGNORE = "*\n!Dockerfiles\n!src\n**/__pycache__\n"
 # A container is reached from outside only; the gateway asks for the token there.
@@ -123,6 +124,10 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
         place = f"{made.MODELS}/{model.place}"
         wanted = ModelFacts(f"model {model.name}", place, model.url, model.sha256, model.size)
         yield f"{LOCKED}/{made.model_layer(model)}/facts.json", _json(wanted)
+    for arch in recipe.profile.architectures:
+        key = recipe.environment("comfyui", arch).key
+        start = StartFacts(made.RECORD, _PYTHON, made.COMFYUI, _arguments(recipe), key)
+        yield f"{LOCKED}/{recipe.profile.name}-start/{arch}.json", _json(start)
     for variant in made.VARIANTS:
         for arch in recipe.profile.architectures:
             place = f"{LOCKED}/{recipe.profile.name}-{variant}/{arch}"
@@ -158,7 +163,6 @@ def pod_file(recipe: Recipe, variant: Variant, arch: str) -> podfile.PodFile:
     lock, profile = recipe.lock, recipe.profile
     environment = recipe.environment("comfyui", arch)
     has_jupyter = variant == "full" and bool(recipe.environment("jupyter", arch).packages)
-    manager = ("--enable-manager",) if lock.comfyui.manager else ()
     need = podfile.GpuNeed(profile.name, profile.summary, profile.capabilities, profile.driver)
     return podfile.PodFile(
         profile=profile.name,
@@ -170,10 +174,10 @@ def pod_file(recipe: Recipe, variant: Variant, arch: str) -> podfile.PodFile:
         comfyui_path=made.COMFYUI,
         environment_key=environment.key,
         torch=environment.version("torch") or "",
-        python=f"{made.VENV}/bin/python",
+        python=_PYTHON,
         jupyter=f"{made.JUPYTER}/bin/jupyter-lab" if has_jupyter else None,
         engine="image",
-        comfyui_args=(*profile.comfyui_args, *manager),
+        comfyui_args=_arguments(recipe),
         settings={**_SETTINGS, **lock.settings},
         models=tuple(model.for_pod() for model in lock.models),
         nodes=tuple(
@@ -182,4 +186,10 @@ def pod_file(recipe: Recipe, variant: Variant, arch: str) -> podfile.PodFile:
         ),
         models_path=made.MODELS if recipe.models else None,
         gpu=need if profile.needs_gpu else None,
+        record=made.RECORD,
     )
+
+
+def _arguments(recipe: Recipe) -> tuple[str, ...]:
+    manager = ("--enable-manager",) if recipe.lock.comfyui.manager else ()
+    return (*recipe.profile.comfyui_args, *manager)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from comfypod import recording
 from comfypod.download.order import Order
 from comfypod.download.run import fetch
 from comfypod.errors import ComfypodError
@@ -18,6 +21,7 @@ from comfypod.git import is_commit
 from comfypod.image.layer import EPOCH, LayerError, staging
 from comfypod.image.network import IN_BUILD, TOKENS
 from comfypod.image.sbom import with_system
+from comfypod.launch.bundle import AHEAD
 from comfypod.lock.hosts import hosts
 from comfypod.lock.sources import index_url, obtain
 from comfypod.log import Console
@@ -57,6 +61,16 @@ class ModelFacts(msgspec.Struct, frozen=True):
     size: int
 
 
+class StartFacts(msgspec.Struct, frozen=True):
+    """A ComfyUI whose start is to be recorded, as `recording.Recorded`, and where the record goes."""
+
+    target: str
+    python: str
+    tree: str
+    arguments: tuple[str, ...]
+    environment: str
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command; return the exit code."""
     options = _parser().parse_args(argv)
@@ -81,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--root", type=Path, default=Path("/"))
         command.add_argument("--large", type=Path, help="where large files that are no code are collected")
         command.set_defaults(work=work)
+    record = commands.add_parser("record")
+    record.add_argument("--facts", type=Path, required=True)
+    record.add_argument("--root", type=Path, default=Path("/"))
+    record.add_argument("--beside", type=Path, help="where that is collected which is not the same in each start")
+    record.set_defaults(work=_record)
     facts = commands.add_parser("facts")
     facts.add_argument("--locked", required=True, help="pod.json and sbom, without their endings")
     facts.add_argument("--root", type=Path, default=Path("/"))
@@ -139,6 +158,22 @@ def _model(options: argparse.Namespace, console: Console) -> None:
             )  # fmt: skip
         if problem is not None:
             raise problem
+
+
+def _record(options: argparse.Namespace, console: Console) -> None:
+    """Record a start of ComfyUI; an image without a record works as well, only more slowly on a cold disk."""
+    facts = msgspec.json.decode(options.facts.read_bytes(), type=StartFacts)
+    start = recording.Recorded(facts.python, facts.tree, facts.arguments, facts.environment)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch, "start")
+        if said := recording.make(start, made, os.environ):
+            console.line(f"no record of a start of ComfyUI: {said}")
+        for ending, root in (("", options.root), (AHEAD, options.beside or options.root)):
+            with staging(root, unchecked=False) as staged:
+                source, place = made.with_name(made.name + ending), staged / f"{facts.target}{ending}".lstrip("/")
+                place.parent.mkdir(parents=True)
+                if source.exists():
+                    shutil.move(source, place)
 
 
 @contextlib.contextmanager

@@ -115,7 +115,9 @@ def _builder(recipe: Recipe) -> list[str]:
             for layer in recipe.packages
             if layer.venv != made.COMFYPOD
         ),
-        *_trees(recipe, collect=True),
+        *_models(recipe, collect=True),
+        _core(recipe, collect=True),
+        *_nodes(recipe, collect=True),
         _code("/layers/comfypod"),
     ]
 
@@ -172,20 +174,23 @@ def _install(layer: PackageLayer, root: str | None, tests: str) -> str:
     return title + _run((_SCRIPT, _bind(layer.name), *_SECRETS), command) + "\n"
 
 
-def _trees(recipe: Recipe, *, collect: bool) -> list[str]:
-    """Fetch models, ComfyUI and nodes; each is compared with the lock's digest before it becomes part of anything."""
-    blocks = [
-        _deliver("model", made.model_layer(model), f"The model {model.name}", collect=collect)
-        for model in recipe.models
-    ]
+def _models(recipe: Recipe, *, collect: bool) -> Iterator[str]:
+    """Fetch models; each is compared with the lock's digest before it becomes part of anything, as all trees are."""
+    for model in recipe.models:
+        yield _deliver("model", made.model_layer(model), f"The model {model.name}", collect=collect)
+
+
+def _core(recipe: Recipe, *, collect: bool) -> str:
     comfyui = recipe.lock.comfyui
     title = f"ComfyUI {comfyui.version}, {comfyui.files} files"
     local = any(isinstance(source, PathSource) for source in comfyui.sources)
-    blocks.append(_deliver("tree", "comfyui", title, collect=collect, local=local))
+    return _deliver("tree", "comfyui", title, collect=collect, local=local)
+
+
+def _nodes(recipe: Recipe, *, collect: bool) -> Iterator[str]:
     for node in recipe.nodes:
         title = f"The node {node.name}, {node.commit[:12] or node.path or node.asked}"
-        blocks.append(_deliver("tree", f"node-{node.name}", title, collect=collect, local=bool(node.path)))
-    return blocks
+        yield _deliver("tree", f"node-{node.name}", title, collect=collect, local=bool(node.path))
 
 
 def _deliver(kind: str, name: str, title: str, *, collect: bool, local: bool = False) -> str:
@@ -207,22 +212,37 @@ def _code(root: str | None) -> str:
 def _collected(recipe: Recipe, variant: Variant) -> list[str]:
     """Take the layers from the builder, the ones that change least first, and of those what both variants share."""
     wanted, full = _of(recipe, variant), variant == "full"
+    nodes = [f"node-{node.name}" for node in recipe.nodes]
     shared = [layer.name for layer in wanted if not layer.late and not layer.full_only]
     own = [layer.name for layer in wanted if not layer.late and layer.full_only]
-    trees = ["comfyui", *(f"node-{node.name}" for node in recipe.nodes)]
-    often = [f"data-{name}" for name in trees] + [made.model_layer(model) for model in recipe.models]
-    often += [layer.name for layer in wanted if layer.late] + [*trees, "comfypod"]
+    often = [f"data-{name}" for name in ("comfyui", *nodes)] + [made.model_layer(model) for model in recipe.models]
+    often += [layer.name for layer in wanted if layer.late] + ["comfyui"]
     return [
         _variant_title(variant),
-        f"FROM system AS {variant}",
+        f"FROM system AS {variant}-start",
         *_copies(shared),
         *((*_compiler(), *_copies([*own, "tests"])) if full else ()),
         *_copies(often),
+        "",
+        f"FROM {variant}-start AS {variant}-recorder",
+        _recording(recipe, "--root /layers/record --beside /layers/ahead"),
+        f"FROM {variant}-start AS {variant}",
+        *_copies(["record"], f"{variant}-recorder"),
+        *_copies([*nodes, "comfypod"]),
+        *_copies(["ahead"], f"{variant}-recorder"),
     ]
 
 
-def _copies(names: Iterable[str]) -> list[str]:
-    return [f"COPY --from=builder /layers/{name}/ /" for name in names]
+def _recording(recipe: Recipe, where: str) -> str:
+    """Record a start before there are nodes, so that a node's bump changes nothing of it."""
+    mounts = (_SOURCE, _bind(f"{recipe.profile.name}-start"))
+    command = f'{_DELIVER} record --facts "/run/build/locked/$(uname -m).json" {where}'.rstrip()
+    title = "# ComfyUI starts once: for cold disks, its bytecode becomes one file, and what else it reads is noted.\n"
+    return title + _run(mounts, (command,)) + "\n"
+
+
+def _copies(names: Iterable[str], stage: str = "builder") -> list[str]:
+    return [f"COPY --from={stage} /layers/{name}/ /" for name in names]
 
 
 def _variant_title(variant: Variant) -> str:
@@ -252,7 +272,10 @@ def _in_place(recipe: Recipe, variant: Variant) -> list[str]:
         _bootstrap(recipe, venvs),
         "",
         *(_install(layer, None, "--without-tests" if slim else "") for layer in wanted),
-        *_trees(recipe, collect=False),
+        *_models(recipe, collect=False),
+        _core(recipe, collect=False),
+        _recording(recipe, ""),
+        *_nodes(recipe, collect=False),
         _code(None),
     ]
 

@@ -101,6 +101,7 @@ def smoke(engine: Engine, image: str, wanted: Plan, console: Console) -> list[Ch
         pod = _Pod(engine, container, _EMULATED if wanted.emulated else 1.0)
         tried("boot", lambda: _boots(pod, wanted, console))
         tried("nodes", lambda: nodes_import(pod.read(_LOG), [node.name for node in wanted.recipe.nodes]))
+        tried("record", lambda: _is_recorded(pod.status() or {}))
         tried("workflow", partial(_renders, pod))
         if wanted.variant == "full" and any(layer.venv == made.JUPYTER for layer in wanted.recipe.packages):
             tried("jupyter", partial(_jupyter_answers, pod))
@@ -170,6 +171,12 @@ def nodes_import(log: str, wanted: Iterable[str]) -> str:
             "mend the node's requirements in comfypod.toml or leave it out, then run `comfypod lock`",
         )
     return f"{len(names)} of {len(names)} import" if names else "none is baked in"
+
+
+def _is_recorded(status: Mapping[str, Any]) -> str:
+    """Tell whether starts on a cold disk are helped; an image works without."""
+    view = status.get("cold_start") or {}
+    return "imports come from the record of a start" if view.get("state") == "used" else f"none: {view.get('reason')}"
 
 
 def _renders(pod: _Pod) -> str:

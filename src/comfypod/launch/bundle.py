@@ -1,6 +1,6 @@
 """Takes what ComfyUI imports from one file, so that a start on a cold disk reads a few large pieces, not thousands.
 
-That file is a record (`record.py`): a line of JSON, an index, ranges for boot, and the bytecode of every module that a
+That file is a record (`record.py`): a line of JSON, an index, and the bytecode of every module that a
 start has imported. Where a module lies in the image, whose contents do not change, it is found by its name and folder
 without a look at the disk. Elsewhere Python finds it, and takes its code from here when Python itself would believe in
 bytecode of that source. Finders ask in the usual order, loaders are Python's own, and what is not here is Python's
@@ -28,9 +28,12 @@ from importlib.util import source_hash, spec_from_file_location
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType
 
-FORMAT = 1
+FORMAT = 2
+# The file beside a record that says what to read ahead.
+AHEAD = ".ahead"
 NONE = "it is no record of this comfypod's"
 _LONGEST_HEAD = 1 << 16
 _LONGEST_INDEX = 1 << 26
@@ -58,10 +61,11 @@ class Found(NamedTuple):
     entry: Entry | None
 
 
-def install(path: str, environment: str, core: str) -> str:
+def install(path: str, environment: str, core: str, structured: Callable[[dict[str, bytes]], object]) -> str:
     """Have imports take from a record what fits; return why none of it does, or nothing.
 
     `environment` is the key of the packages that it has to be of, `core` the folder of the ComfyUI that starts.
+    `structured` gets what the record knows of transformers (`structure.py`).
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -76,6 +80,7 @@ def install(path: str, environment: str, core: str) -> str:
     for folder in list(sys.path_importer_cache):
         if bundle.knows(folder):
             del sys.path_importer_cache[folder]
+    structured(bundle.structures)
     return ""
 
 
@@ -131,7 +136,7 @@ class _Bundle:
             raise ValueError("it is of another Python")
         if any(int(os.stat(place).st_mtime) != mtime for place, mtime in body["sites"].items()):
             raise ValueError("the image's packages have changed since it was made")
-        self._folders, self._sources = marshal.loads(section(handle, begin, body["index"]))  # noqa: S302 - as Python does
+        self._folders, self._sources, self.structures = marshal.loads(section(handle, begin, body["index"]))  # noqa: S302 - as Python does
         self._begin = begin + body["codes"]
         os.posix_fadvise(handle, self._begin, 0, os.POSIX_FADV_SEQUENTIAL)
 

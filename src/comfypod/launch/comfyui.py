@@ -42,7 +42,7 @@ class _Launch:
         orders, events, *more = self._numbers
         os.set_inheritable(events, False)
         if record := json.loads(os.pread(orders, _LONGEST_ORDERS, 0) or b"{}").get("record"):
-            self._why_not = _neighbour("bundle").install(*record, sys.path[0])
+            self._why_not = _neighbour("bundle").install(*record, sys.path[0], self._recall)
         os.execv = self._execv  # type: ignore[assignment]
         self._standby = _neighbour("standby") if more else None
         _neighbour("collector").rest_until_served(sys.argv, self._served)
@@ -53,6 +53,10 @@ class _Launch:
         standby = self._standby.Standby(*more, self._at, self._begin)
         standby.afresh = self._afresh
         standby.loading = lambda: self._guard.loading
+
+    def _recall(self, structures: dict[str, bytes]) -> None:
+        structure = _neighbour("structure")
+        self._at(structure.MODULE, after=lambda module: structure.recall(module, structures))
 
     def _begin(self) -> None:
         orders, events, *more = self._numbers

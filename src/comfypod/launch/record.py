@@ -1,8 +1,8 @@
 """Starts ComfyUI once, to note what a start touches, and writes that to a record; `bundle.py` says what for.
 
 `python record.py RECORD ENVIRONMENT MAIN_PY ARGUMENT...` runs `MAIN_PY` until it listens on its `--port` and ends
-then. It runs alone: without custom nodes of anybody's, from the image's tree. What is noted there are names; the
-bytecode is that on the disk beside each source.
+then. What boot is to read ahead is written to a file beside the record. It runs alone: without custom nodes of
+anybody's, from the image's tree. What is noted there are names; the bytecode is that on the disk beside each source.
 """
 
 from __future__ import annotations
@@ -101,63 +101,91 @@ class Writer:
 
     What is in those, and in the standard library of this very build of Python, stays as it is.
 
-    `covered` is bytecode that is in it, `compared` are sources that a start will read to compare them.
+    `covered` is bytecode that is in it, `compared` are sources that a start will read to compare them. Equal starts
+    give equal records, whatever order a disk lists names in.
     """
 
     def __init__(self, sites: Iterable[str], core: str) -> None:
         self._sites, self._core = tuple(sites), core
         self._fixed = (*self._sites, os.path.dirname(os.__file__))
-        self._folders: dict[str, dict[str, Any]] = {}
-        self._sources: dict[str, Any] = {}
-        self._codes: list[bytes] = []
-        self._length = 0
+        self._found: dict[str, Source] = {}
+        self._codes: dict[str, tuple[bytes, tuple[int, int, bytes]]] = {}
         self.covered: set[str] = set()
         self.compared: list[str] = []
 
     def add(self, source: Source) -> None:
         """Take a module in, unless it is from elsewhere or Python would not use its bytecode."""
         path = os.path.join(source.folder, source.file)
-        fixed, own = _below(source.folder, self._fixed), _below(source.folder, (self._core,))
-        entry = None
-        if source.code and (fixed or own):
+        own = _below(source.folder, (self._core,))
+        if not own and not _below(source.folder, self._fixed):
+            return
+        if source.code:
             try:
-                data, facts = bytecode(path)
+                self._codes[path] = bytecode(path)
             except (OSError, ValueError):
                 return
-            entry = (self._length, len(data), zlib.crc32(data), *facts)
-            self._codes.append(data)
-            self._length += len(data)
             self.covered.add(cache_from_source(path))
-        if own and entry is not None:
-            if entry[-1]:
+            if own and self._codes[path][1][-1]:
                 self.compared.append(path)
-            self._sources[path[len(self._core) + 1 :]] = entry
-        elif fixed and not own:
-            self._folders.setdefault(source.folder, {})[source.name] = (source.file, source.package, entry)
+        self._found[path] = source
 
-    def write(self, path: str, environment: str, ranges: list[Any]) -> None:
+    def _index(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Return the modules of the image by folder and name, and the sources of ComfyUI's own tree."""
+        entries, offset = dict[str, Any](), 0
+        for path, (data, facts) in sorted(self._codes.items()):
+            entries[path] = (offset, len(data), zlib.crc32(data), *facts)
+            offset += len(data)
+        folders: dict[str, dict[str, Any]] = {}
+        sources: dict[str, Any] = {}
+        for path, source in sorted(self._found.items()):
+            if not _below(source.folder, (self._core,)):
+                folders.setdefault(source.folder, {})[source.name] = (source.file, source.package, entries.get(path))
+            elif path in entries:
+                sources[path[len(self._core) + 1 :]] = entries[path]
+        return folders, sources
+
+    def write(self, path: str, environment: str, structures: dict[str, bytes]) -> None:
         """Write the record, whole or not at all.
 
         Raises:
             OSError: the disk failed.
         """
-        index, reading = marshal.dumps((self._folders, self._sources)), json.dumps(ranges).encode()
+        # This version of marshal's format has no references, so that equal values are equal bytes.
+        index = marshal.dumps((*self._index(), dict(sorted(structures.items()))), 2)
+        codes = [data for _, (data, _) in sorted(self._codes.items())]
         body = {
-            "format": _neighbour("bundle").FORMAT, "environment": environment, "python": sys.version,
-            "core": self._core, "sites": {place: int(os.stat(place).st_mtime) for place in self._sites},
-            "index": [0, len(index), zlib.crc32(index)], "ranges": [len(index), len(reading), zlib.crc32(reading)],
-            "codes": len(index) + len(reading), "size": len(index) + len(reading) + self._length,
+            **_head(environment), "core": self._core, "python": sys.version,
+            "sites": {place: int(os.stat(place).st_mtime) for place in self._sites},
+            "index": [0, len(index), zlib.crc32(index)], "codes": len(index), "size": len(index) + sum(map(len, codes)),
         }  # fmt: skip
-        staged = f"{path}.{os.getpid()}"
-        try:
-            with open(staged, "wb") as handle:
-                handle.writelines([json.dumps(body).encode(), b"\n", index, reading, *self._codes])
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.rename(staged, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(staged)
+        _write(path, [json.dumps(body).encode(), b"\n", index, *codes])
+
+
+def write_ahead(path: str, environment: str, core: str, parts: list[Any]) -> None:
+    """Write what to read ahead beside the record at `path`: not all of that is the same in each start.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    body = {**_head(environment), "core": core, "parts": parts}
+    _write(f"{path}{_neighbour('bundle').AHEAD}", [json.dumps(body).encode()])
+
+
+def _head(environment: str) -> dict[str, Any]:
+    return {"format": _neighbour("bundle").FORMAT, "environment": environment}
+
+
+def _write(path: str, parts: Iterable[bytes]) -> None:
+    staged = f"{path}.{os.getpid()}"
+    try:
+        with open(staged, "wb") as handle:
+            handle.writelines(parts)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.rename(staged, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged)
 
 
 def _below(folder: str, roots: Iterable[str]) -> bool:
@@ -245,8 +273,8 @@ def _parts(read: list[list[int]] | None, used: list[list[int]] | None) -> list[l
     return read if small or used is None else used
 
 
-def note(path: str, environment: str, opened: _Opened, core: str, own: str) -> None:
-    """Write the record of this process, whose own folder is `own`.
+def note(path: str, environment: str, opened: _Opened, core: str, structures: dict[str, bytes]) -> None:
+    """Write the record of this process, which works in a folder of its own.
 
     Raises:
         OSError: the disk failed.
@@ -256,15 +284,19 @@ def note(path: str, environment: str, opened: _Opened, core: str, own: str) -> N
     writer = Writer([place for place in site.getsitepackages() if os.path.isdir(place)], core)
     for source in sources(list(sys.modules.values())):
         writer.add(source)
-    noted = dict.fromkeys([*opened.paths, *writer.compared])
+    noted = dict.fromkeys([*opened.paths, *sorted(writer.compared)])
     read, used = whole(noted), mapped()
-    ranges = [
+    known = [folder if os.path.isdir(folder) else os.path.dirname(folder) for folder in structures]
+    ours = (os.getcwd(), os.path.dirname(os.path.abspath(__file__)))
+    parts = [
         [each, found]
         for each in noted
-        if each not in writer.covered and not _below(each, (own,)) and not each.startswith(_UNREAL)
+        if each not in writer.covered and not _below(each, ours) and not each.startswith(_UNREAL)
+        and not (each.endswith(".py") and _below(each, known))
         and (found := _parts(read.get(each), used.get(each)))
     ]  # fmt: skip
-    writer.write(path, environment, ranges)
+    write_ahead(path, environment, core, parts)
+    writer.write(path, environment, structures)
 
 
 def main() -> None:
@@ -274,10 +306,12 @@ def main() -> None:
     # Whoever uses the machine meanwhile goes first.
     os.nice(19)
     core = sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
-    opened, own = _Opened(), os.getcwd()
+    opened = _Opened()
+    structures, structure = dict[str, bytes](), _neighbour("structure")
+    _neighbour("imports").At(structure.MODULE, after=lambda module: structure.learn(module, structures))
 
     def served() -> None:
-        note(path, environment, opened, core, own)
+        note(path, environment, opened, core, structures)
         sys.stdout.flush()
         os._exit(0)
 

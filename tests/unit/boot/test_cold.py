@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from comfypod import podfile
-from comfypod.boot.cold import ColdStart, make
+from comfypod.boot.cold import ColdStart
 from comfypod.files import FolderLock
 from comfypod.log import Console
+from comfypod.recording import built, make
 from tests.kit import standin
 from tests.kit.cold import KEY, Place
 from tests.unit.boot.contexts import context_of
@@ -50,8 +51,8 @@ def test_a_record_is_made_by_a_start_of_what_was_built_and_used_from_then_on(tmp
     left = place.folder / "store" / "cold" / "key.123"
     left.parent.mkdir(parents=True)
     left.touch()
-    assert make(pod, place.folder / "store" / "cold" / "key", os.environ) == ""
-    assert sorted(path.name for path in left.parent.iterdir()) == ["key", "key.lock"]
+    assert make(built(pod), place.folder / "store" / "cold" / "key", os.environ) == ""
+    assert sorted(path.name for path in left.parent.iterdir()) == ["key", "key.ahead", "key.lock"]
     cold = _begin(context)
     assert context.record == (pod.record, KEY)
     assert context.health.cold_start.state == "used"
@@ -63,21 +64,21 @@ def test_a_start_that_fails_makes_none_and_says_why(tmp_path: Path) -> None:
     place = Place(tmp_path)
     pod = _pod(tmp_path, place)
     place.write(place.core / "main.py", "raise SystemExit('not today')\n")
-    assert "not today" in make(pod, tmp_path / "cold" / "key", os.environ)
+    assert "not today" in make(built(pod), tmp_path / "cold" / "key", os.environ)
     assert not (tmp_path / "cold" / "key").exists()
 
 
 def test_where_the_store_cannot_be_written_none_is_made_and_the_reason_told(tmp_path: Path) -> None:
     (tmp_path / "cold").write_text("no folder")
     place = Place(tmp_path / "place")
-    assert str(tmp_path / "cold") in make(_pod(tmp_path, place), tmp_path / "cold" / "key", os.environ)
+    assert str(tmp_path / "cold") in make(built(_pod(tmp_path, place)), tmp_path / "cold" / "key", os.environ)
 
 
 def test_one_is_left_to_whoever_makes_it_already(tmp_path: Path) -> None:
     place = Place(tmp_path)
     lock = FolderLock(tmp_path / "key.lock")
     assert lock.acquire()
-    assert make(_pod(tmp_path, place), tmp_path / "key", os.environ) == ""
+    assert make(built(_pod(tmp_path, place)), tmp_path / "key", os.environ) == ""
     lock.release()
     assert not (tmp_path / "key").exists()
 

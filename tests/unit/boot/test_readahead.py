@@ -4,53 +4,61 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod.boot.readahead import Part, Readahead, is_resident, read_head, read_parts
+from comfypod.boot.readahead import Part, Readahead, is_resident, read_parts
+from comfypod.launch.bundle import FORMAT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+PARTS = [["/opt/comfyui/a.py", [[0, 10]]], ["/opt/comfyui-else", [[0, 3]]], ["/lib/b.so", [[0, 4096], [8192, 5]]]]
 
-def _record(path: Path, parts: list[Any], **changes: Any) -> str:
-    data = json.dumps(parts).encode()
-    body = {
-        "format": 1, "environment": "key", "core": "/opt/comfyui", "size": len(data) + 5,
-        "ranges": [0, len(data), zlib.crc32(data)], **changes,
-    }  # fmt: skip
-    path.write_bytes(json.dumps(body).encode() + b"\n" + data + b"codes")
+
+def _record(path: Path, **changes: Any) -> str:
+    body = {"format": FORMAT, "environment": "key", "size": 5, **changes}
+    path.write_bytes(json.dumps(body).encode() + b"\ncodes")
     return str(path)
 
 
+def _beside(path: Path, **changes: Any) -> None:
+    body = {"format": FORMAT, "environment": "key", "core": "/opt/comfyui", "parts": PARTS, **changes}
+    path.with_name(f"{path.name}.ahead").write_text(json.dumps(body))
+
+
 def test_the_record_comes_first_and_comfyuis_own_files_are_those_of_the_volume(tmp_path: Path) -> None:
-    ranges = [["/opt/comfyui/a.py", [[0, 10]]], ["/opt/comfyui-else", [[0, 3]]], ["/lib/b.so", [[0, 4096], [8192, 5]]]]
-    path = _record(tmp_path / "record", ranges)
-    head = read_head(path, "key")
-    assert read_parts(path, head, "/workspace/ComfyUI") == [
-        Part(path, 0, head.size), Part("/workspace/ComfyUI/a.py", 0, 10), Part("/opt/comfyui-else", 0, 3),
-        Part("/lib/b.so", 0, 4096), Part("/lib/b.so", 8192, 5),
+    path = _record(tmp_path / "record")
+    _beside(tmp_path / "record")
+    assert read_parts(path, "key", "/workspace/ComfyUI") == [
+        Part(path, 0, (tmp_path / "record").stat().st_size), Part("/workspace/ComfyUI/a.py", 0, 10),
+        Part("/opt/comfyui-else", 0, 3), Part("/lib/b.so", 0, 4096), Part("/lib/b.so", 8192, 5),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"environment": "other"}, "other packages"), ({"size": 3}, "cut"), ({"format": 2}, "no record"),
-     ({"ranges": None}, "no record"), ({"ranges": [-1, 2, 3]}, "cut"), ({"ranges": [0, 1 << 40, 3]}, "cut")],
+    [({"environment": "other"}, "other packages"), ({"size": 3}, "cut"), ({"format": FORMAT + 1}, "no record"),
+     ({"size": None}, "no record")],
 )  # fmt: skip
 def test_a_record_that_cannot_be_used_is_refused_with_the_reason(
     tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        read_head(_record(tmp_path / "record", [], **changes), "key")
+        read_parts(_record(tmp_path / "record", **changes), "key", "/core")
 
 
-def test_ranges_that_are_damaged_are_refused(tmp_path: Path) -> None:
-    path = _record(tmp_path / "record", [], ranges=[0, 2, 1])
-    with pytest.raises(ValueError, match="damaged"):
-        read_parts(path, read_head(path, "key"), "/core")
+@pytest.mark.parametrize(
+    "changes",
+    [{"environment": "other"}, {"format": 0}, {"core": None}, {"parts": {}}, {"parts": [1, ["/a"], ["/a", [[-1, 5]]]]},
+     {"parts": [["/a", [[0, 0], ["0", 1], [1], 5]]]}, None],
+)  # fmt: skip
+def test_of_what_stands_beside_it_nothing_unfitting_is_read(tmp_path: Path, changes: dict[str, Any] | None) -> None:
+    path = _record(tmp_path / "record")
+    if changes is not None:
+        _beside(tmp_path / "record", **changes)
+    assert read_parts(path, "key", "/core") == [Part(path, 0, (tmp_path / "record").stat().st_size)]
 
 
 def test_all_is_asked_for_once_whatever_is_missing(tmp_path: Path) -> None:

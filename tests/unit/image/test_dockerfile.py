@@ -48,6 +48,12 @@ def stages(text: str) -> dict[str, list[str]]:
     return found
 
 
+def whole(text: str, variant: str) -> list[str]:
+    """Return the instructions of a variant, those of the stage that it continues included."""
+    found = stages(text)
+    return [*found.get(f"{variant}-start", []), *found[variant]]
+
+
 @pytest.mark.parametrize("made", ["default", "lab"])
 def test_only_what_old_and_new_engines_share_is_used(made: str, lock: Lock, profile: Profile) -> None:
     text = texts(lock if made == "default" else lab_lock(), profile)
@@ -89,12 +95,14 @@ def test_hadolint_has_nothing_to_say(made: str, lock: Lock, profile: Profile, tm
 def test_the_last_stages_are_slim_and_full_and_only_full_has_a_compiler(
     made: str, lock: Lock, profile: Profile
 ) -> None:
-    found = stages(texts(lock if made == "default" else lab_lock(), profile))
-    assert list(found)[-2:] == ["slim", "full"]
+    text = texts(lock if made == "default" else lab_lock(), profile)
+    found = stages(text)
+    assert [name for name in found if not name.endswith(("-start", "-recorder"))][-2:] == ["slim", "full"]
+    assert list(found)[-1] == "full"
     assert ("builder" in found) == (profile.stages == "multi")
-    assert not any(" gcc " in line for line in found["slim"])
-    assert any(" gcc " in line for line in found["full"])
-    assert not any("jupyter" in line for line in found["slim"] if "io.comfypod" not in line)
+    assert not any(" gcc " in line for line in whole(text, "slim"))
+    assert any(" gcc " in line for line in whole(text, "full"))
+    assert not any("jupyter" in line for line in whole(text, "slim") if "io.comfypod" not in line)
     for stage in ("slim", "full"):
         assert found[stage][-1] == 'CMD ["comfypod", "boot"]'
         assert 'ENTRYPOINT ["/usr/bin/tini", "--"]' in found[stage]
@@ -121,12 +129,37 @@ def test_every_list_and_folder_that_is_mounted_is_in_the_context(made: str, lock
 
 
 def test_the_layers_that_both_variants_have_come_first_and_in_one_order(lock: Lock) -> None:
-    found = stages(texts(lock, TABLE["4090"]))
-    slim, full = ([line for line in found[name] if line.startswith("COPY")] for name in ("slim", "full"))
+    text = texts(lock, TABLE["4090"])
+    slim, full = (
+        [line.replace(f"{name}-", "") for line in whole(text, name) if line.startswith("COPY")]
+        for name in ("slim", "full")
+    )
     assert [line for line in full if line in slim] == slim
     shared = next(place for place, (one, other) in enumerate(zip(slim, full, strict=False)) if one != other)
     assert any("/layers/torch/" in line for line in slim[:shared])
-    assert slim[-1] == full[-1] == "COPY --from=builder /layers/comfypod/ /"
+    assert slim[-2:] == ["COPY --from=builder /layers/comfypod/ /", "COPY --from=recorder /layers/ahead/ /"]
+
+
+@pytest.mark.parametrize("made", ["default", "lab"])
+def test_a_start_is_recorded_before_there_are_nodes(made: str, lock: Lock, profile: Profile) -> None:
+    text = texts(lock if made == "default" else lab_lock(), profile)
+    found = stages(text)
+    for variant in ("slim", "full"):
+        if profile.stages == "multi":
+            assert not [
+                line for line in found[f"{variant}-start"] if re.search("/layers/node-|/layers/comfypod/", line)
+            ]
+            (step,) = (line for line in found[f"{variant}-recorder"] if line.startswith("RUN"))
+            copied = [line for line in found[variant] if f"--from={variant}-recorder" in line]
+            assert [line.split()[2] for line in copied] == ["/layers/record/", "/layers/ahead/"]
+        else:
+            steps = found[variant]
+            (place,) = (number for number, line in enumerate(steps) if "deliver record" in line)
+            step = steps[place]
+            assert [line for line in steps[:place] if "/locked/comfyui,target" in line]
+            assert not [line for line in steps[:place] if "/locked/node-" in line]
+        assert f"source={LOCKED}/{profile.name}-start," in step
+        assert "--mount=type=secret" not in step
 
 
 def test_secrets_are_mounted_and_never_arguments(lock: Lock, profile: Profile) -> None:

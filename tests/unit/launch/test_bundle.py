@@ -168,3 +168,31 @@ found["late"] = shown(late)
     found = place.start(code)
     assert found == place.plain(code)
     assert any("# here" in line for line in found["said"])
+
+
+def test_what_transformers_finds_in_its_sources_is_known_and_they_are_not_read(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.add_transformers()
+    place.make()
+    shown = """
+import transformers
+from transformers.utils import import_utils
+def plain(value):
+    if isinstance(value, dict):
+        return sorted([sorted(key) if isinstance(key, frozenset) else key, plain(each)] for key, each in value.items())
+    return sorted(value)
+models = os.path.join(os.path.dirname(transformers.__file__), "models")
+found["first"] = plain(transformers.found)
+transformers.found["one"].clear()
+again = import_utils.create_import_structure_from_path(models)
+found["again"] = plain(again)
+found["single"] = plain(import_utils.create_import_structure_from_path(os.path.join(models, "two")))
+found["name"] = import_utils.create_import_structure_from_path.__name__, again["one"].__class__.__name__
+"""
+    before = place.plain(shown)
+    assert before["first"] == before["again"] != []
+    (place.site / "transformers" / "models" / "one" / "modeling_one.py").unlink()
+    assert place.start(shown) == before
+    # What nobody has asked for while it was recorded is read.
+    (place.site / "transformers" / "models" / "two" / "modeling_two.py").write_text("Other")
+    assert [["tokenizers", "torch"], [["modeling_two", ["Other"]]]] in place.start(shown)["single"]

@@ -6,12 +6,11 @@ import importlib.util
 import json
 import subprocess
 import sys
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod.boot.cold import RECORDER
+from comfypod.recording import RECORDER
 from tests.kit.cold import CHECKED, KEY, TIMES, Place
 
 if TYPE_CHECKING:
@@ -62,17 +61,25 @@ def test_the_record_names_what_was_read_and_mapped_and_nothing_of_the_start_itse
     place.write(place.site / "single.py", f"open({str(place.site / 'pkg' / 'data.txt')!r}).read()\nword = 'image'\n")
     place.make()
     head, _, rest = place.record.read_bytes().partition(b"\n")
-    body = json.loads(head)
-    assert body["environment"] == KEY
+    body, beside = json.loads(head), json.loads((tmp_path / "record.ahead").read_text())
+    assert body["environment"] == beside["environment"] == KEY
     assert body["size"] == len(rest)
-    offset, length, crc = body["ranges"]
-    assert zlib.crc32(rest[offset : offset + length]) == crc
-    ranges = dict(json.loads(rest[offset : offset + length]))
+    assert beside["core"] == str(place.core)
+    ranges = dict(beside["parts"])
     assert ranges[str(place.site / "pkg" / "data.txt")] == [[0, len("data\n")]]
     assert any(".so" in path for path in ranges)
     # Bytecode that is in the record, and what the start wrote, is not read again.
     assert not any(path.endswith(("inner.py", "helper.pyc")) for path in ranges)
-    assert not any(path.startswith((str(place.layer), "/proc", "/dev")) for path in ranges)
+    assert not any(path.startswith((str(place.layer), str(RECORDER.parent), "/proc", "/dev")) for path in ranges)
+
+
+def test_two_records_of_one_start_are_the_same_bytes(tmp_path: Path) -> None:
+    place = Place(tmp_path, CHECKED)
+    place.add_transformers()
+    place.make()
+    first = place.record.read_bytes()
+    place.make(PYTHONHASHSEED="7")
+    assert place.record.read_bytes() == first
 
 
 def test_a_start_that_fails_leaves_no_record(tmp_path: Path) -> None:

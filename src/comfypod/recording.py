@@ -1,0 +1,75 @@
+"""Makes the record of a start: when an image is built, and on a host beside a ComfyUI that has nothing to do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfypod import files, ports, proc
+from comfypod.errors import BusyError, ComfypodError
+from comfypod.workspace.children import child_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from comfypod.podfile import PodFile
+
+RECORDER = Path(__file__).with_name("launch") / "record.py"
+_LONGEST_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A ComfyUI to start: its Python, its tree, its arguments, and the key of the packages that it has."""
+
+    python: str
+    tree: str
+    arguments: tuple[str, ...]
+    environment: str
+
+
+def built(pod: PodFile) -> Recorded:
+    """Return the ComfyUI that a pod was built with."""
+    return Recorded(pod.python, pod.comfyui_path, pod.comfyui_args, pod.environment_key)
+
+
+def make(start: Recorded, path: Path, environ: Mapping[str, str], tick: Callable[[], None] | None = None) -> str:
+    """Start ComfyUI alone and write a record of that; return why it could not be done, or nothing.
+
+    Whoever comes while another one does it leaves it to that one. `tick` is called now and then, and may raise.
+    """
+    python = Path(start.python)
+    try:
+        files.make_folder(path.parent)
+        lock = files.FolderLock(path.with_name(f"{path.name}.lock"))
+        lock.acquire()
+    except BusyError:
+        return ""
+    except (OSError, ComfypodError) as error:
+        return str(error)
+    try:
+        for left in path.parent.glob(f"{path.name}.*[0-9]"):
+            left.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="comfypod-", ignore_cleanup_errors=True) as folder:
+            (Path(folder) / "custom_nodes").mkdir()
+            # One start is like another: sets have one order, and nothing is written beside sources.
+            fixed = {"TMPDIR": folder, "HOME": folder, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+            env = child_environ(environ, python, Path(folder)) | fixed
+            command = _command(start, path, folder)
+            done = proc.run(command, seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
+    except (OSError, ComfypodError) as error:
+        return str(error)
+    finally:
+        lock.release()
+    return "" if done.ok else " ".join([f"it ended with {done.returncode}", *done.stderr.split()[-40:]])
+
+
+def _command(start: Recorded, path: Path, folder: str) -> list[str]:
+    """Return the command line of such a start: on the CPU, so that it is the same on every machine."""
+    words = [start.python, str(RECORDER), str(path), start.environment, os.path.join(start.tree, "main.py")]
+    words += [*start.arguments, *(() if "--cpu" in start.arguments else ("--cpu",))]
+    words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000, like=0)), "--disable-auto-launch"]
+    return [*words, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]
