@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,11 +112,12 @@ class Bench:
         self._folder, self.chosen = folder, chosen
         root = docker("info", "--format", "{{.DockerRootDir}}")
         number = Path(root).stat().st_dev
-        self._disk = os.path.realpath(f"/dev/block/{os.major(number)}:{os.minor(number)}")
+        told = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text().splitlines()
+        self._disk = next(f"/dev/{line.partition('=')[2]}" for line in told if line.startswith("DEVNAME="))
 
     def volume(self, way: Way, kind: str) -> Path:
         """Return the volume of a way; one for later boots has been booted from once."""
-        volume = self._folder / f"{kind}-{way.name}".replace(" ", "-").replace(",", "").replace("/", "-")
+        volume = self._folder / re.sub(r"\W+", "-", f"{kind}-{way.name}")
         if kind == "later" and not volume.exists():
             self.fill(way, volume)
             self.start(way, volume, "warm")
@@ -158,7 +160,9 @@ class Bench:
             picture = until(lambda: ask(f"/history/{number}").get(number, {}).get("outputs"), began, container)
             return Start(ready, picture, used | {f"{name}, later": row for name, row in usage(container).items()})
         finally:
-            subprocess.run(["docker", "stop", "--time", "60", container], check=False, capture_output=True)
+            if way.name not in {BARE, SHELL}:
+                # The others are the container's first process, which hears no signal that it does not handle.
+                subprocess.run(["docker", "stop", "--time", "60", container], check=False, capture_output=True)
             docker("rm", "--force", "--volumes", container)
 
 

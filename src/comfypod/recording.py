@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from comfypod.podfile import PodFile
 
 RECORDER = Path(__file__).with_name("launch") / "record.py"
+_PACKAGES = RECORDER.with_name("packages.py")
 _LONGEST_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A ComfyUI to start: its Python, its tree, its arguments, and the key of the packages that it has."""
+    """A ComfyUI to start: its Python, its tree, its arguments, and the key of the packages that it has.
+
+    `base` is a record of packages, if any, which is not repeated.
+    """
 
     python: str
     tree: str
     arguments: tuple[str, ...]
     environment: str
+    base: str = ""
 
 
 def built(pod: PodFile) -> Recorded:
@@ -41,7 +46,6 @@ def make(start: Recorded, path: Path, environ: Mapping[str, str], tick: Callable
 
     Whoever comes while another one does it leaves it to that one. `tick` is called now and then, and may raise.
     """
-    python = Path(start.python)
     try:
         files.make_folder(path.parent)
         lock = files.FolderLock(path.with_name(f"{path.name}.lock"))
@@ -53,23 +57,38 @@ def make(start: Recorded, path: Path, environ: Mapping[str, str], tick: Callable
     try:
         for left in path.parent.glob(f"{path.name}.*[0-9]"):
             left.unlink(missing_ok=True)
+        return _run(Path(start.python), lambda folder: _command(start, path, folder), environ, tick)
+    except OSError as error:
+        return str(error)
+    finally:
+        lock.release()
+
+
+def make_base(python: Path, path: Path, environ: Mapping[str, str]) -> str:
+    """Write a record of an environment's packages; return why it could not be done, or nothing."""
+    return _run(python, lambda _: [str(python), str(_PACKAGES), str(path)], environ, None)
+
+
+def _run(
+    python: Path, command: Callable[[str], list[str]], environ: Mapping[str, str], tick: Callable[[], None] | None
+) -> str:
+    """Run a command in a folder of its own, which it is told; return why it failed, or nothing."""
+    try:
         with tempfile.TemporaryDirectory(prefix="comfypod-", ignore_cleanup_errors=True) as folder:
             (Path(folder) / "custom_nodes").mkdir()
             # One start is like another: sets have one order, and nothing is written beside sources.
             fixed = {"TMPDIR": folder, "HOME": folder, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
             env = child_environ(environ, python, Path(folder)) | fixed
-            command = _command(start, path, folder)
-            done = proc.run(command, seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
+            done = proc.run(command(folder), seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
     except (OSError, ComfypodError) as error:
         return str(error)
-    finally:
-        lock.release()
     return "" if done.ok else " ".join([f"it ended with {done.returncode}", *done.stderr.split()[-40:]])
 
 
 def _command(start: Recorded, path: Path, folder: str) -> list[str]:
     """Return the command line of such a start: on the CPU, so that it is the same on every machine."""
-    words = [start.python, str(RECORDER), str(path), start.environment, os.path.join(start.tree, "main.py")]
-    words += [*start.arguments, *(() if "--cpu" in start.arguments else ("--cpu",))]
+    words = [start.python, str(RECORDER), str(path), start.environment, start.base]
+    words += [os.path.join(start.tree, "main.py"), *start.arguments]
+    words += [] if "--cpu" in start.arguments else ["--cpu"]
     words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000, like=0)), "--disable-auto-launch"]
     return [*words, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]

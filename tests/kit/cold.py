@@ -30,6 +30,13 @@ _FILES = {
     "single.py": "word = 'image'\n",
     "late.py": "",
 }
+_DISTRIBUTION = {
+    "pkg-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n",
+    "pkg-1.0.dist-info/top_level.txt": "broken\nlate\npkg\nquits\n_hidden\nno-name\n",
+    "broken.py": "1 / 0\n",
+    "quits.py": "raise SystemExit('not here')\n",
+    "_hidden.py": "",
+}
 _TRANSFORMERS = {
     "transformers/__init__.py": """
 from pathlib import Path
@@ -124,9 +131,19 @@ class Place:
             self.write(self.site / name, text)
         self.write(self.core / "own" / "helper.py", "import transformers\n\nword = 'built'\n")
 
-    def make(self, **environ: str) -> None:
+    def make_base(self) -> Path:
+        """Make the record of the packages; return its path."""
+        for name, text in _DISTRIBUTION.items():
+            self.write(self.site / name, text)
+        path = self.folder / "packages"
+        argv = [str(self.python), str(RECORDER.with_name("packages.py")), str(path)]
+        done = subprocess.run(argv, env=self.environ, cwd=self.layer, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return path
+
+    def make(self, base: Path | str = "", **environ: str) -> None:
         """Make the record."""
-        argv = [str(self.python), str(RECORDER), str(self.record), KEY, str(self.core / "main.py")]
+        argv = [str(self.python), str(RECORDER), str(self.record), KEY, str(base), str(self.core / "main.py")]
         port = str(choose_free(20000, like=0))
         done = subprocess.run(
             [*argv, "--port", port], env={**self.environ, **environ}, cwd=self.layer, capture_output=True, text=True,

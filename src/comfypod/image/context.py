@@ -126,7 +126,7 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
         yield f"{LOCKED}/{made.model_layer(model)}/facts.json", _json(wanted)
     for arch in recipe.profile.architectures:
         key = recipe.environment("comfyui", arch).key
-        start = StartFacts(made.RECORD, _PYTHON, made.COMFYUI, _arguments(recipe), key)
+        start = StartFacts(made.RECORD, made.BASE, _PYTHON, made.COMFYUI, _arguments(recipe), key)
         yield f"{LOCKED}/{recipe.profile.name}-start/{arch}.json", _json(start)
     for variant in made.VARIANTS:
         for arch in recipe.profile.architectures:

@@ -62,9 +62,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 class StartFacts(msgspec.Struct, frozen=True):
-    """A ComfyUI whose start is to be recorded, as `recording.Recorded`, and where the record goes."""
+    """A ComfyUI whose start is to be recorded, as `recording.Recorded`, and where its record and its base go."""
 
     target: str
+    base: str
     python: str
     tree: str
     arguments: tuple[str, ...]
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--facts", type=Path, required=True)
     record.add_argument("--root", type=Path, default=Path("/"))
     record.add_argument("--beside", type=Path, help="where that is collected which is not the same in each start")
+    record.add_argument("--packages", action="store_true", help="of the packages alone, without a start")
     record.set_defaults(work=_record)
     facts = commands.add_parser("facts")
     facts.add_argument("--locked", required=True, help="pod.json and sbom, without their endings")
@@ -161,16 +163,22 @@ def _model(options: argparse.Namespace, console: Console) -> None:
 
 
 def _record(options: argparse.Namespace, console: Console) -> None:
-    """Record a start of ComfyUI; an image without a record works as well, only more slowly on a cold disk."""
+    """Record what all starts have in common, or a start; an image without works as well, more slowly on a cold disk."""
     facts = msgspec.json.decode(options.facts.read_bytes(), type=StartFacts)
-    start = recording.Recorded(facts.python, facts.tree, facts.arguments, facts.environment)
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch, "start")
-        if said := recording.make(start, made, os.environ):
-            console.line(f"no record of a start of ComfyUI: {said}")
+        made = Path(scratch, "record")
+        if options.packages:
+            said = recording.make_base(Path(facts.python), made, os.environ)
+        else:
+            base = facts.base if Path(facts.base).exists() else ""
+            start = recording.Recorded(facts.python, facts.tree, facts.arguments, facts.environment, base)
+            said = recording.make(start, made, os.environ)
+        if said:
+            console.line(f"no record could be made: {said}")
+        target = facts.base if options.packages else facts.target
         for ending, root in (("", options.root), (AHEAD, options.beside or options.root)):
             with staging(root, unchecked=False) as staged:
-                source, place = made.with_name(made.name + ending), staged / f"{facts.target}{ending}".lstrip("/")
+                source, place = Path(f"{made}{ending}"), staged / f"{target}{ending}".lstrip("/")
                 place.parent.mkdir(parents=True)
                 if source.exists():
                     shutil.move(source, place)

@@ -43,6 +43,7 @@ def dockerfile(recipe: Recipe) -> str:
     blocks = [_head(recipe), _system(recipe)]
     if several:
         blocks += _builder(recipe)
+        blocks += _packages(recipe)
     for variant in made.VARIANTS:
         blocks += _collected(recipe, variant) if several else _in_place(recipe, variant)
         blocks += _end(recipe, variant)
@@ -213,14 +214,13 @@ def _collected(recipe: Recipe, variant: Variant) -> list[str]:
     """Take the layers from the builder, the ones that change least first, and of those what both variants share."""
     wanted, full = _of(recipe, variant), variant == "full"
     nodes = [f"node-{node.name}" for node in recipe.nodes]
-    shared = [layer.name for layer in wanted if not layer.late and not layer.full_only]
     own = [layer.name for layer in wanted if not layer.late and layer.full_only]
     often = [f"data-{name}" for name in ("comfyui", *nodes)] + [made.model_layer(model) for model in recipe.models]
     often += [layer.name for layer in wanted if layer.late] + ["comfyui"]
     return [
         _variant_title(variant),
-        f"FROM system AS {variant}-start",
-        *_copies(shared),
+        f"FROM packages AS {variant}-start",
+        *_copies(["base"], "packages-recorder"),
         *((*_compiler(), *_copies([*own, "tests"])) if full else ()),
         *_copies(often),
         "",
@@ -233,11 +233,24 @@ def _collected(recipe: Recipe, variant: Variant) -> list[str]:
     ]
 
 
+def _packages(recipe: Recipe) -> list[str]:
+    """Assemble what both variants and every ComfyUI have in common."""
+    return [
+        "# The packages that do not come with ComfyUI.",
+        "FROM system AS packages",
+        *_copies(layer.name for layer in recipe.packages if not layer.late and not layer.full_only),
+        "",
+        "FROM packages AS packages-recorder",
+        _recording(recipe, "--packages --root /layers/base"),
+    ]
+
+
 def _recording(recipe: Recipe, where: str) -> str:
     """Record a start before there are nodes, so that a node's bump changes nothing of it."""
     mounts = (_SOURCE, _bind(f"{recipe.profile.name}-start"))
     command = f'{_DELIVER} record --facts "/run/build/locked/$(uname -m).json" {where}'.rstrip()
-    title = "# ComfyUI starts once: for cold disks, its bytecode becomes one file, and what else it reads is noted.\n"
+    what = "Packages are imported" if "--packages" in where else "ComfyUI starts"
+    title = f"# {what} once: for cold disks, bytecode becomes one file, and what else a start reads is noted.\n"
     return title + _run(mounts, (command,)) + "\n"
 
 

@@ -27,6 +27,7 @@ VENV = "/opt/venv"
 JUPYTER = "/opt/jupyter"
 COMFYPOD = "/opt/comfypod"
 RECORD = "/opt/record/start"
+BASE = "/opt/record/packages"
 
 # Bytes of wheels in one layer at most; one large wheel may be more. CUDA's libraries unpack to 1.4 times their wheels,
 # other packages to 3 times theirs: both stay below 1.5 GB, so that a pull has several layers to fetch at a time.

@@ -1,7 +1,8 @@
 """Takes what ComfyUI imports from one file, so that a start on a cold disk reads a few large pieces, not thousands.
 
-That file is a record (`record.py`): a line of JSON, an index, and the bytecode of every module that a
-start has imported. Where a module lies in the image, whose contents do not change, it is found by its name and folder
+That file is a record (`record.py`): a line of JSON, an index, and the bytecode of every module that a start has
+imported; in an image, what other starts over the same packages have in common with it is a second file
+(`packages.py`). Where a module lies in the image, whose contents do not change, it is found by its name and folder
 without a look at the disk. Elsewhere Python finds it, and takes its code from here when Python itself would believe in
 bytecode of that source. Finders ask in the usual order, loaders are Python's own, and what is not here is Python's
 affair.
@@ -10,6 +11,7 @@ affair.
 from __future__ import annotations
 
 import _imp
+import contextlib
 import json
 import marshal
 import os
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType
 
-FORMAT = 2
+FORMAT = 3
 # The file beside a record that says what to read ahead.
 AHEAD = ".ahead"
 NONE = "it is no record of this comfypod's"
@@ -68,14 +70,11 @@ def install(path: str, environment: str, core: str, structured: Callable[[dict[s
     `structured` gets what the record knows of transformers (`structure.py`).
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        bundle = _Bundle(path, environment, core)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    try:
-        bundle = _Bundle(handle, environment, core)
-    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
-        os.close(handle)
-        return str(error) if isinstance(error, (OSError, ValueError)) else NONE
+    except (ValueError, TypeError, KeyError, EOFError) as error:
+        return str(error) if isinstance(error, ValueError) else NONE
     sys.path_hooks.insert(0, bundle.finder)
     for folder in list(sys.path_importer_cache):
         if bundle.knows(folder):
@@ -119,6 +118,44 @@ def section(handle: int, begin: int, place: list[int]) -> bytes:
     return data
 
 
+class Part:
+    """One file of a record: that of the start, or what it has in common with every start over the same packages.
+
+    Raises:
+        OSError: the disk failed.
+        ValueError: it is none, cut, damaged, or of another Python.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self.head, begin = head(self._handle)
+            if self.head["python"] != sys.version or sys.flags.optimize:
+                raise ValueError("it is of another Python")
+            # As Python does with its own bytecode.
+            self.folders, self.sources, self.structures = marshal.loads(  # noqa: S302
+                section(self._handle, begin, self.head["index"])
+            )
+            # Where the bytecode begins.
+            self.begin = begin + self.head["codes"]
+            os.posix_fadvise(self._handle, self.begin, 0, os.POSIX_FADV_SEQUENTIAL)
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Have it no more."""
+        os.close(self._handle)
+
+    def code(self, entry: Entry) -> bytes | None:
+        """Return bytecode, None where it cannot be read or is damaged."""
+        try:
+            data = os.pread(self._handle, entry.length, self.begin + entry.offset)
+        except OSError:
+            return None
+        return data if len(data) == entry.length and zlib.crc32(data) == entry.crc else None
+
+
 class _Bundle:
     """A record that fits this start.
 
@@ -127,22 +164,33 @@ class _Bundle:
         ValueError: it does not fit.
     """
 
-    def __init__(self, handle: int, environment: str, core: str) -> None:
-        self._handle, self._core = handle, core
-        body, begin = head(handle)
-        if body["environment"] != environment:
-            raise ValueError("it is of other packages")
-        if body["python"] != sys.version or sys.flags.optimize:
-            raise ValueError("it is of another Python")
-        if any(int(os.stat(place).st_mtime) != mtime for place, mtime in body["sites"].items()):
-            raise ValueError("the image's packages have changed since it was made")
-        self._folders, self._sources, self.structures = marshal.loads(section(handle, begin, body["index"]))  # noqa: S302 - as Python does
-        self._begin = begin + body["codes"]
-        os.posix_fadvise(handle, self._begin, 0, os.POSIX_FADV_SEQUENTIAL)
+    def __init__(self, path: str, environment: str, core: str) -> None:
+        self._core, self._parts = core, [Part(path)]
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._own, body = self._parts[0], self._parts[0].head
+            if body["environment"] != environment:
+                raise ValueError("it is of other packages")
+            if any(int(os.stat(place).st_mtime) != mtime for place, mtime in body["sites"].items()):
+                raise ValueError("the image's packages have changed since it was made")
+            if body["base"]:
+                self._parts.append(Part(body["base"]["path"]))
+                if self._parts[1].head["index"] != body["base"]["index"]:
+                    raise ValueError("the rest of it is of something else")
+            undo.pop_all()
+        self.structures = self._own.structures
+
+    def close(self) -> None:
+        """Have none of it."""
+        for part in self._parts:
+            part.close()
 
     def knows(self, folder: str) -> bool:
         """Whether imports from a folder are ours to find or to load."""
-        return folder in self._folders or folder == self._core or folder.startswith(f"{self._core}{os.sep}")
+        return bool(self._known(folder)) or folder == self._core or folder.startswith(f"{self._core}{os.sep}")
+
+    def _known(self, folder: str) -> list[tuple[dict[str, Any], Part]]:
+        return [(part.folders[folder], part) for part in self._parts if folder in part.folders]
 
     def finder(self, folder: str) -> FileFinder:
         """Return what looks for modules in a folder (sys.path_hooks).
@@ -150,8 +198,8 @@ class _Bundle:
         Raises:
             ImportError: it is none of ours.
         """
-        if folder in self._folders:
-            return _Finder(folder, self._folders[folder], self)
+        if known := self._known(folder):
+            return _Finder(folder, known)
         if self.knows(folder) and os.path.isdir(folder):
             return FileFinder(folder, *_loaders(self._source_loader))
         raise ImportError(folder)
@@ -159,31 +207,25 @@ class _Bundle:
     def _source_loader(self, name: str, path: str) -> SourceFileLoader:
         """Make the loader of a source of ComfyUI's own, which anybody may have changed."""
         loader = SourceFileLoader(name, path)
-        found = self._sources.get(path[len(self._core) + 1 :])
+        found = self._own.sources.get(path[len(self._core) + 1 :])
         if found is not None:
-            self.lend(loader, Entry(*found), compare=True)
+            _lend(loader, Entry(*found), self._own, compare=True)
         return loader
 
-    def lend(self, loader: SourceFileLoader, entry: Entry, *, compare: bool) -> None:
-        """Have a loader take its bytecode from here, once; it is like any other then."""
 
-        def get_code(name: str) -> CodeType | None:
-            del loader.get_code
-            code = self._code(loader, entry) if not compare or _is_of(loader, entry) else None
-            return code or loader.get_code(name)
+def _lend(loader: SourceFileLoader, entry: Entry, part: Part, *, compare: bool) -> None:
+    """Have a loader take its bytecode from a record, once; it is like any other then."""
 
-        loader.get_code = get_code  # type: ignore[method-assign,assignment]
-
-    def _code(self, loader: SourceFileLoader, entry: Entry) -> CodeType | None:
-        try:
-            data = os.pread(self._handle, entry.length, self._begin + entry.offset)
-        except OSError:
-            return None
-        if len(data) != entry.length or zlib.crc32(data) != entry.crc:
-            return None
+    def get_code(name: str) -> CodeType | None:
+        del loader.get_code
+        data = part.code(entry) if not compare or _is_of(loader, entry) else None
+        if data is None:
+            return loader.get_code(name)
         code: CodeType = marshal.loads(data)  # noqa: S302 - as Python does
         _imp._fix_co_filename(code, loader.path)  # type: ignore[attr-defined]
         return code
+
+    loader.get_code = get_code  # type: ignore[method-assign,assignment]
 
 
 def _is_of(loader: SourceFileLoader, entry: Entry) -> bool:
@@ -206,20 +248,21 @@ def _loaders(source: Any) -> tuple[tuple[Any, list[str]], ...]:
 class _Finder(FileFinder):
     """Finds by name what is known to be in a folder of the image; Python looks for the rest."""
 
-    def __init__(self, folder: str, known: dict[str, Any], bundle: _Bundle) -> None:
+    def __init__(self, folder: str, known: list[tuple[dict[str, Any], Part]]) -> None:
         super().__init__(folder, *_loaders(SourceFileLoader))
-        self._known, self._bundle = known, bundle
+        self._known = known
 
     def find_spec(self, fullname: str, target: Any = None) -> Any:
         """Return the spec of a module (importlib.abc.PathEntryFinder)."""
-        known = self._known.get(fullname.rpartition(".")[2])
-        if known is None:
+        name = fullname.rpartition(".")[2]
+        names, part = next(((names, part) for names, part in self._known if name in names), (None, None))
+        if names is None or part is None:
             return super().find_spec(fullname, target)
-        found = Found(*known)
+        found = Found(*names[name])
         path = f"{self.path}{os.sep}{found.file}"
         if found.entry is None:
             return spec_from_file_location(fullname, path, loader=ExtensionFileLoader(fullname, path))
         loader = SourceFileLoader(fullname, path)
-        self._bundle.lend(loader, Entry(*found.entry), compare=False)
+        _lend(loader, Entry(*found.entry), part, compare=False)
         places = [os.path.dirname(path)] if found.package else None
         return spec_from_file_location(fullname, path, loader=loader, submodule_search_locations=places)

@@ -51,7 +51,7 @@ def stages(text: str) -> dict[str, list[str]]:
 def whole(text: str, variant: str) -> list[str]:
     """Return the instructions of a variant, those of the stage that it continues included."""
     found = stages(text)
-    return [*found.get(f"{variant}-start", []), *found[variant]]
+    return [*found.get("packages", []), *found.get(f"{variant}-start", []), *found[variant]]
 
 
 @pytest.mark.parametrize("made", ["default", "lab"])
@@ -97,7 +97,7 @@ def test_the_last_stages_are_slim_and_full_and_only_full_has_a_compiler(
 ) -> None:
     text = texts(lock if made == "default" else lab_lock(), profile)
     found = stages(text)
-    assert [name for name in found if not name.endswith(("-start", "-recorder"))][-2:] == ["slim", "full"]
+    assert [name for name in found if not name.endswith(("-start", "-recorder", "packages"))][-2:] == ["slim", "full"]
     assert list(found)[-1] == "full"
     assert ("builder" in found) == (profile.stages == "multi")
     assert not any(" gcc " in line for line in whole(text, "slim"))

@@ -196,3 +196,35 @@ found["name"] = import_utils.create_import_structure_from_path.__name__, again["
     # What nobody has asked for while it was recorded is read.
     (place.site / "transformers" / "models" / "two" / "modeling_two.py").write_text("Other")
     assert [["tokenizers", "torch"], [["modeling_two", ["Other"]]]] in place.start(shown)["single"]
+
+
+def test_what_all_starts_have_in_common_comes_from_a_record_of_its_own(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    base = place.make_base()
+    before = place.plain()
+    place.make(base)
+    assert place.start() == before
+    assert place.refused == []
+    beside = dict(json.loads((tmp_path / "record.ahead").read_text())["parts"])
+    assert sum(length for _, length in beside[str(base)]) <= base.stat().st_size
+    small = place.record.stat().st_size
+    place.make()
+    assert small < place.record.stat().st_size
+
+
+@pytest.mark.parametrize("spoil", ["gone", "cut", "of something else"])
+def test_a_record_whose_other_part_does_not_fit_is_not_used(tmp_path: Path, spoil: str) -> None:
+    place = Place(tmp_path)
+    base = place.make_base()
+    place.make(base)
+    before = place.plain()
+    if spoil == "gone":
+        base.unlink()
+    elif spoil == "cut":
+        os.truncate(base, base.stat().st_size - 1)
+    else:
+        place.write(place.site / "late.py", "new = 1\n")
+        place.make_base()
+    assert place.start() == before
+    assert len(place.refused) == 1
+    assert {"gone": "cannot be read", "cut": "cut"}.get(spoil, "something else") in place.refused[0]

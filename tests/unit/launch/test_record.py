@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import subprocess
@@ -19,41 +20,41 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def recorder() -> Any:
-    spec = importlib.util.spec_from_file_location("recorder", RECORDER)
+def writer() -> Any:
+    spec = importlib.util.spec_from_file_location("writer", RECORDER.with_name("writer.py"))
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["recorder"] = importlib.util.module_from_spec(spec)
+    module = sys.modules["writer"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["recorder"]
+    del sys.modules["writer"]
 
 
-def test_parts_that_lie_close_together_are_one(recorder: Any) -> None:
+def test_parts_that_lie_close_together_are_one(writer: Any) -> None:
     far = 10 << 20
-    assert recorder.merged([[far, 4096], [0, 4096], [8192, 4096], [4096, 100]]) == [[0, 12288], [far, 4096]]
-    assert recorder.merged([[0, 9000], [100, 10]]) == [[0, 9000]]
-    assert recorder.merged([]) == []
+    assert writer.merged([[far, 4096], [0, 4096], [8192, 4096], [4096, 100]]) == [[0, 12288], [far, 4096]]
+    assert writer.merged([[0, 9000], [100, 10]]) == [[0, 9000]]
+    assert writer.merged([]) == []
 
 
 @pytest.mark.parametrize("mode", [TIMES, CHECKED])
 def test_bytecode_counts_only_while_python_would_use_it(
-    recorder: Any, tmp_path: Path, mode: py_compile.PycInvalidationMode
+    writer: Any, tmp_path: Path, mode: py_compile.PycInvalidationMode
 ) -> None:
     import py_compile
 
     source = tmp_path / "one.py"
     source.write_text("a = 1\n")
     with pytest.raises(OSError, match="one"):
-        recorder.bytecode(str(source))
+        writer.bytecode(str(source))
     compiled = py_compile.compile(str(source), invalidation_mode=mode)
     assert compiled is not None
-    data, facts = recorder.bytecode(str(source))
+    data, facts = writer.bytecode(str(source))
     assert data == (tmp_path / compiled).read_bytes()[16:]
     assert (facts[0] == 0) is (mode is CHECKED)
     source.write_text("a = 22\n")
     with pytest.raises(ValueError, match="one"):
-        recorder.bytecode(str(source))
+        writer.bytecode(str(source))
 
 
 def test_the_record_names_what_was_read_and_mapped_and_nothing_of_the_start_itself(tmp_path: Path) -> None:
@@ -85,8 +86,27 @@ def test_two_records_of_one_start_are_the_same_bytes(tmp_path: Path) -> None:
 def test_a_start_that_fails_leaves_no_record(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.write(place.core / "main.py", "import pkg\n1 / 0\n")
-    argv = [str(place.python), str(RECORDER), str(place.record), KEY, str(place.core / "main.py"), "--port", "1"]
+    argv = [str(place.python), str(RECORDER), str(place.record), KEY, "", str(place.core / "main.py"), "--port", "1"]
     done = subprocess.run(argv, env=place.environ, cwd=place.layer, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert sorted(tmp_path.glob("record*")) == []
+
+
+def test_a_record_of_packages_has_what_can_be_imported_and_is_the_same_whatever_comfyui_is(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    base = place.make_base()
+    first = base.read_bytes()
+    place.write(place.core / "own" / "helper.py", "import single\n\nword = 'changed'\n")
+    place.make_base()
+    assert base.read_bytes() == first
+    head, _, rest = first.partition(b"\n")
+    offset, length, _ = json.loads(head)["index"]
+    done = subprocess.run(
+        [place.python, "-c", "import marshal, sys; print(marshal.loads(sys.stdin.buffer.read())[0])"],
+        input=rest[offset : offset + length], capture_output=True, check=True,
+    )  # fmt: skip
+    known = ast.literal_eval(done.stdout.decode())
+    assert set(known[str(place.site)]) >= {"pkg", "late"}
+    assert not {"broken", "quits", "_hidden", "single"} & set(known[str(place.site)])
+    assert "inner" in known[str(place.site / "pkg")]
