@@ -179,7 +179,8 @@ def _set_tests_aside(options: argparse.Namespace, staged: Path) -> None:
             path = Path(folder, name)
             merge(path, aside / path.relative_to(staged))
     if options.tests is not None:
-        finish(aside, unchecked=True)
+        # Without bytecode, which would be twice as large as they are: no start imports them.
+        settle(aside)
         merge(aside, options.tests)
 
 
@@ -197,7 +198,7 @@ def _code(options: argparse.Namespace) -> None:
 
 
 def finish(root: Path, *, unchecked: bool) -> None:
-    """Compile a tree as if it stood at `/` and give everything in it the same time and plain modes.
+    """Compile a tree as if it stood at `/`, and settle it.
 
     `unchecked`: for files that nobody edits, bytecode is believed without a look at its source. Otherwise it is
     compared with the contents of the source, so that an edit counts, and a copy with other times does not.
@@ -208,6 +209,11 @@ def finish(root: Path, *, unchecked: bool) -> None:
         mode.name.lower().replace("_", "-"), "-s", str(root), "-p", "/", str(root),
     ]  # fmt: skip
     subprocess.run(argv, check=False, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONHASHSEED": "0"})
+    settle(root)
+
+
+def settle(root: Path) -> None:
+    """Give everything in a tree the same time and plain modes."""
     for folder, names, found in os.walk(root, topdown=False):
         for name in (*found, *names):
             _settle(os.path.join(folder, name))
