@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.boot import bare, booted, prepare
 from benchmarks.question import Question, run
-from comfypod import podfile, recording
+from comfypod import podfile
 from comfypod.boot import readahead
+from comfypod.environment import recording
 from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def ensure_recorded(pod: podfile.PodFile) -> None:
     """Make the record of a start where there is none that this comfypod reads."""
     assert pod.record is not None
     try:
-        readahead.read_parts(pod.record, pod.environment_key, pod.comfyui_path)
+        readahead.read_parts(pod.record, pod.environment_key, pod.comfyui_path, {})
     except (OSError, ValueError):
         if said := recording.make(recording.built(pod), Path(pod.record), os.environ):
             raise SystemExit(f"no record: {said}") from None

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from comfypod.boot.guardline import LAUNCHER, GuardLine
+from comfypod.environment.recording import RECORDER
 from comfypod.ports import choose_free
-from comfypod.recording import RECORDER
 
 if TYPE_CHECKING:
     from pathlib import Path

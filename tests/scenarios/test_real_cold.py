@@ -65,6 +65,9 @@ def test_a_start_with_a_record_has_the_modules_of_a_plain_one(site: RealSite, mo
     node.mkdir()
     (node / "__init__.py").write_text(_FACTS)
     until(lambda: site.status()["cold_start"]["state"] in ("made", "used"), "a record", 240)
+    until(site.layout.pages.exists, "noted which parts of libraries are used", 60)
+    parts = json.loads(site.layout.pages.read_text())["parts"]
+    assert any(path.endswith("/libtorch_cpu.so") for path in parts)
     site.down()
     monkeypatch.setenv("COMFYPOD_COLD_START", "off")
     status, plain = _start(site)

@@ -18,8 +18,11 @@ _ALONE = {
     "launch/comfyui.py",
     "launch/guard.py",
     "launch/imports.py",
+    "launch/packages.py",
     "launch/record.py",
     "launch/standby.py",
+    "launch/structure.py",
+    "launch/writer.py",
     "nodes/probe.py",
 }
 _MAY_NOT = {

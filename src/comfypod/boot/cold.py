@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfypod import recording
-from comfypod.boot import memory, readahead
+from comfypod.boot import memory, pages, readahead
 from comfypod.boot.context import StageCancelledError, stopper
 from comfypod.boot.health import ColdView
+from comfypod.environment import recording
 
 if TYPE_CHECKING:
     from comfypod.boot.context import Context
@@ -65,7 +65,9 @@ class ColdStart:
     def _read(self, path: str) -> list[readahead.Part]:
         """Take a record into use and return what to read ahead; one that cannot be used is none."""
         try:
-            parts = readahead.read_parts(path, self._pod.environment_key, str(self._context.layout.comfyui))
+            key = self._pod.environment_key
+            known = pages.read(self._context.layout.pages, key)
+            parts = readahead.read_parts(path, key, str(self._context.layout.comfyui), known)
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
@@ -94,24 +96,39 @@ class ColdStart:
             self._context.health.cold_start = replace(view, bytes_ahead=self._ahead.asked)
             self._ahead = None
 
-    async def make(self, comfyui: Supervised) -> None:
-        """Make a record where there is none that can be used, when this ComfyUI has nothing to do for a while."""
-        if self._path is None or self._pod.engine != "host" or self._context.health.cold_start.state == "used":
+    async def learn(self, comfyui: Supervised) -> None:
+        """Find out for later boots what this one did not know, when this ComfyUI has nothing to do for a while."""
+        if self._path is None:
             return
         while not self._context.cancelled():
             await asyncio.sleep(_LOOK_SECONDS)
             if (comfyui.served_seconds or 0.0) >= _CALM_SECONDS and not comfyui.prompts:
                 break
+        if self._context.cancelled():
+            return
+        if self._pod.engine == "host" and self._context.health.cold_start.state != "used":
+            await self._make(Path(self._path))
+        if comfyui.pid is not None:
+            await asyncio.to_thread(self._note_pages, self._path, comfyui.pid)
+
+    async def _make(self, path: Path) -> None:
         free = memory.free(self._context.surroundings.cgroup)
-        if self._context.cancelled() or (free is not None and free < _SIZE):
+        if free is not None and free < _SIZE:
             return
         with contextlib.suppress(StageCancelledError):
             said = await asyncio.to_thread(
-                recording.make, recording.built(self._pod), Path(self._path), self._context.environ,
-                stopper(self._context),
-            )  # fmt: skip
+                recording.make, recording.built(self._pod), path, self._context.environ, stopper(self._context)
+            )
             if said:
                 self._context.console.line(f"  no record of a start could be made: {said}")
             else:
                 # From the next boot on: all starts of this one are alike, so that a standby is what it stands for.
                 self._show("made")
+
+    def _note_pages(self, path: str, pid: int) -> None:
+        """Note once which parts of large libraries ComfyUI uses; to know nothing of them costs time alone."""
+        key, place = self._pod.environment_key, self._context.layout.pages
+        with contextlib.suppress(OSError):
+            names = {each[0] for each in readahead.read_listed(path, key)[1] if len(each) == 2 and not each[1]}
+            if names and not pages.read(place, key):
+                pages.write(place, key, pages.used(pid, names))

@@ -91,7 +91,7 @@ class Comfyui:
         self.close()
         # A task of its own, because it waits for long and must not hold up the end of the pod.
         self._served = self._pod.spawn(self._guard.served(service))
-        self._recording = self._recording or self._pod.spawn(self._cold.make(service))
+        self._recording = self._recording or self._pod.spawn(self._cold.learn(service))
         if service.attempts.search is None:
             self._pod.spawn(self._keeper.resume(service))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from comfypod.launch.bundle import AHEAD, FORMAT, NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _THREADS = 8
 # What all threads have asked for at a time is in front of what boot and ComfyUI ask for meanwhile.
@@ -36,8 +36,10 @@ class Part:
     length: int
 
 
-def read_parts(path: str, environment: str, core: str) -> list[Part]:
+def read_parts(path: str, environment: str, core: str, pages: Mapping[str, Any]) -> list[Part]:
     """Return what to read ahead, the record itself first; its ComfyUI is the one in the folder `core` now.
+
+    `pages` are parts of those large files of which the record has names only (`pages.py`), not checked yet.
 
     Raises:
         OSError: it cannot be read.
@@ -52,29 +54,41 @@ def read_parts(path: str, environment: str, core: str) -> list[Part]:
                 raise ValueError("it is of other packages")
             if size != len(line) + rest:
                 raise ValueError("it is cut")
-            return [Part(path, 0, size), *_more(f"{path}{AHEAD}", environment, core)]
+            return [Part(path, 0, size), *_more(path, environment, core, pages)]
     raise ValueError(NONE)
 
 
-def _more(path: str, environment: str, core: str) -> list[Part]:
-    """Return parts of other files; where that list is missing or no such one, the record alone is read ahead."""
+def _more(path: str, environment: str, core: str, pages: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield parts of other files; where that list is missing or no such one, the record alone is read ahead."""
+    before, listed = read_listed(path, environment)
+    for each in listed:
+        match each:
+            case [str(name), list(parts)]:
+                place = os.path.join(core, name[len(before) + 1 :]) if _is_below(name, before) else name
+                known = parts or pages.get(name)
+                for offset, length in filter(_is_part, known if isinstance(known, list) else ()):
+                    yield Part(place, offset, length)
+
+
+def read_listed(path: str, environment: str) -> tuple[str, list[Any]]:
+    """Return the tree of ComfyUI that a record was made of, and what stands beside it to read ahead, not checked yet.
+
+    A name without parts is a large file that not all is needed of.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
-        with open(path, "rb") as handle:
+        with open(f"{path}{AHEAD}", "rb") as handle:
             body = _body(handle.read(_LONGEST_LIST))
     except FileNotFoundError:
-        return []
+        body = None
     match body:
-        case {"format": int(version), "environment": str(key), "core": str(before), "parts": list(listed)} if (
+        case {"format": int(version), "environment": str(key), "core": str(core), "parts": list(listed)} if (
             version == FORMAT and key == environment
         ):
-            found = list[Part]()
-            for each in listed:
-                match each:
-                    case [str(name), list(parts)]:
-                        place = os.path.join(core, name[len(before) + 1 :]) if _is_below(name, before) else name
-                        found += [Part(place, offset, length) for offset, length in filter(_is_part, parts)]
-            return found
-    return []
+            return core, listed
+    return "", []
 
 
 def _is_below(name: str, folder: str) -> bool:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from comfypod import recording
 from comfypod.download.order import Order
 from comfypod.download.run import fetch
+from comfypod.environment import recording
 from comfypod.errors import ComfypodError
 from comfypod.git import is_commit
 from comfypod.image.layer import EPOCH, LayerError, staging
 from comfypod.image.network import IN_BUILD, TOKENS
 from comfypod.image.sbom import with_system
-from comfypod.launch.bundle import AHEAD
 from comfypod.lock.hosts import hosts
 from comfypod.lock.sources import index_url, obtain
 from comfypod.log import Console
@@ -99,7 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     record = commands.add_parser("record")
     record.add_argument("--facts", type=Path, required=True)
     record.add_argument("--root", type=Path, default=Path("/"))
-    record.add_argument("--beside", type=Path, help="where that is collected which is not the same in each start")
     record.add_argument("--packages", action="store_true", help="of the packages alone, without a start")
     record.set_defaults(work=_record)
     facts = commands.add_parser("facts")
@@ -165,23 +161,19 @@ def _model(options: argparse.Namespace, console: Console) -> None:
 def _record(options: argparse.Namespace, console: Console) -> None:
     """Record what all starts have in common, or a start; an image without works as well, more slowly on a cold disk."""
     facts = msgspec.json.decode(options.facts.read_bytes(), type=StartFacts)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch, "record")
+    with staging(options.root, unchecked=False) as staged:
         if options.packages:
+            made = staged / facts.base.lstrip("/")
+            made.parent.mkdir(parents=True)
             said = recording.make_base(Path(facts.python), made, os.environ)
         else:
+            made = staged / facts.target.lstrip("/")
             base = facts.base if Path(facts.base).exists() else ""
             start = recording.Recorded(facts.python, facts.tree, facts.arguments, facts.environment, base)
             said = recording.make(start, made, os.environ)
+            made.with_name(f"{made.name}.lock").unlink(missing_ok=True)
         if said:
             console.line(f"no record could be made: {said}")
-        target = facts.base if options.packages else facts.target
-        for ending, root in (("", options.root), (AHEAD, options.beside or options.root)):
-            with staging(root, unchecked=False) as staged:
-                source, place = Path(f"{made}{ending}"), staged / f"{target}{ending}".lstrip("/")
-                place.parent.mkdir(parents=True)
-                if source.exists():
-                    shutil.move(source, place)
 
 
 @contextlib.contextmanager

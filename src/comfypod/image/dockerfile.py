@@ -225,11 +225,10 @@ def _collected(recipe: Recipe, variant: Variant) -> list[str]:
         *_copies(often),
         "",
         f"FROM {variant}-start AS {variant}-recorder",
-        _recording(recipe, "--root /layers/record --beside /layers/ahead"),
+        _recording(recipe, "--root /layers/record"),
         f"FROM {variant}-start AS {variant}",
         *_copies(["record"], f"{variant}-recorder"),
         *_copies([*nodes, "comfypod"]),
-        *_copies(["ahead"], f"{variant}-recorder"),
     ]
 
 

@@ -7,21 +7,15 @@ anybody's, from the image's tree. What is noted there are names; the bytecode is
 
 from __future__ import annotations
 
-import array
 import contextlib
 import json
-import mmap
 import os
 import runpy
 import sys
+import threading
 from importlib.util import spec_from_file_location
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-_PAGE = mmap.PAGESIZE
-_PRESENT = 1 << 63
 # A file of which the rest costs less to read than another request.
 _SMALL = 1 << 20
 _LARGEST_READ = 16 << 20
@@ -40,40 +34,21 @@ def _neighbour(name: str) -> Any:
 _WRITER = _neighbour("writer")
 
 
-def _mappings() -> Iterator[tuple[str, tuple[int, int, int]]]:
-    """Yield the files that are mapped (proc(5)): where from and to, and from which offset of the file."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as handle:
-        for line in handle.read().splitlines():
-            span, _, offset, _, inode, *path = line.split(maxsplit=5)
-            if inode != "0" and path and not path[0].endswith(" (deleted)"):
-                begin, _, end = span.partition("-")
-                yield path[0], (int(begin, 16), int(end, 16), int(offset, 16))
-
-
-def mapped() -> dict[str, list[list[int]]]:
-    """Return which parts of which files this process has had in its memory; nothing where the kernel does not tell."""
-    found: dict[str, list[list[int]]] = {}
-    try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as handle:
-            for path, (begin, end, base) in _mappings():
-                pages = array.array("Q", os.pread(handle.fileno(), (end - begin) // _PAGE * 8, begin // _PAGE * 8))
-                there = [base + number * _PAGE for number, page in enumerate(pages) if page & _PRESENT]
-                found.setdefault(path, []).extend([at, _PAGE] for at in there)
-    except (OSError, ValueError):
-        return {}
-    return {path: _WRITER.merged(parts) for path, parts in found.items() if parts}
-
-
 class _Opened:
-    """Notes which files are opened and which libraries loaded, in that order, from now on (sys.addaudithook)."""
+    """Notes which files are opened and which libraries loaded, in that order, from now on (sys.addaudithook).
+
+    What other threads do is left out: how far they come differs from start to start.
+    """
 
     def __init__(self) -> None:
         self.paths: dict[str, None] = {}
+        self.libraries: set[str] = set()
         self.over = False
+        self._thread = threading.get_ident()
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, words: tuple[Any, ...]) -> None:
-        if self.over:
+        if self.over or threading.get_ident() != self._thread:
             return
         if event == "open" and isinstance(words[0], str) and os.path.isabs(words[0]):
             self.paths.setdefault(words[0])
@@ -82,48 +57,36 @@ class _Opened:
             self.note_libraries()
 
     def note_libraries(self) -> None:
-        """Note libraries that were loaded since."""
+        """Note libraries that were loaded since (proc(5)); where the kernel has placed them is chance."""
         before, self.over = self.over, True
-        with contextlib.suppress(OSError):
-            # The kernel places them downwards.
-            for path in reversed(list(dict.fromkeys(path for path, _ in _mappings()))):
-                self.paths.setdefault(path)
+        with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split(maxsplit=5) for line in file.read().splitlines()]
+            found = {line[5] for line in lines if len(line) == 6 and line[4] != "0"} - self.libraries
+            self.libraries |= found
+            self.paths.update(dict.fromkeys(path for path in sorted(found) if path not in self.paths))
         self.over = before
 
 
-def whole(paths: Iterable[str]) -> dict[str, list[list[int]]]:
-    """Return files that were read as one part each, but for large ones."""
-    found = {}
-    for path in paths:
-        try:
-            size = os.stat(path).st_size if os.path.isfile(path) else 0
-        except (OSError, ValueError):
-            continue
-        if 0 < size <= _LARGEST_READ:
-            found[path] = [[0, size]]
-    return found
-
-
-def _parts(read: list[list[int]] | None, used: list[list[int]] | None) -> list[list[int]] | None:
-    """Return what to read of a file: the parts of a library that were used, all of what is small or was opened."""
-    small = read is not None and read[0][1] <= _SMALL
-    return read if small or used is None else used
-
-
 def ahead(writer: Any, opened: _Opened) -> list[Any]:
-    """Return what to read ahead for such a start, which works in a folder of its own: files and their parts."""
+    """Return what to read ahead for such a start, which works in a folder of its own: files and their parts.
+
+    Of large libraries only parts are used, which the kernel knows of each process (`boot/pages.py`): none stand here.
+    """
     noted = dict.fromkeys([*opened.paths, *sorted(writer.compared)])
-    read, used = whole(noted), mapped()
     known = [folder if os.path.isdir(folder) else os.path.dirname(folder) for folder in writer.structures]
     ours = (os.getcwd(), os.path.dirname(os.path.abspath(__file__)))
     found: list[Any] = writer.base_parts()
-    return found + [
-        [each, parts]
-        for each in noted
-        if each not in writer.covered and not _WRITER.is_below(each, ours) and not each.startswith(_UNREAL)
-        and not (each.endswith(".py") and _WRITER.is_below(each, known))
-        and (parts := _parts(read.get(each), used.get(each)))
-    ]  # fmt: skip
+    for each in noted:
+        ends = each.endswith(".py") and _WRITER.is_below(each, known)
+        if each in writer.covered or ends or _WRITER.is_below(each, ours) or each.startswith(_UNREAL):
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            size = os.stat(each).st_size if os.path.isfile(each) else 0
+            if each in opened.libraries and size > _SMALL:
+                found.append([each, []])
+            elif 0 < size <= _LARGEST_READ:
+                found.append([each, [[0, size]]])
+    return found
 
 
 def main() -> None:

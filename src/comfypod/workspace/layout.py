@@ -123,6 +123,11 @@ class Layout:
         return self.records / "node-starts.json"
 
     @property
+    def pages(self) -> Path:
+        """Which parts of large libraries ComfyUI has had in its memory, to read ahead."""
+        return self.records / "pages.json"
+
+    @property
     def downloads(self) -> Path:
         """Parts of models that are being fetched; what is left here is gone on with."""
         return self.records / "downloads"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from comfypod import podfile
+from comfypod.boot import pages
 from comfypod.boot.cold import ColdStart
+from comfypod.environment.recording import built, make
 from comfypod.files import FolderLock
+from comfypod.launch.bundle import FORMAT
 from comfypod.log import Console
-from comfypod.recording import built, make
 from tests.kit import standin
 from tests.kit.cold import KEY, Place
 from tests.unit.boot.contexts import context_of
@@ -105,3 +110,23 @@ def test_the_setting_switches_it_off(tmp_path: Path) -> None:
     context = context_of(tmp_path, record=str(tmp_path), environ={"COMFYPOD_COLD_START": "off"})
     _begin(context)
     assert (context.record, context.health.cold_start.state) == (None, "off")
+
+
+def test_which_parts_of_large_libraries_it_uses_is_noted_once_it_has_nothing_to_do(tmp_path: Path) -> None:
+    with open("/proc/self/maps") as maps:
+        library = next(words[5] for line in maps if len(words := line.split()) == 6 and ".so" in words[5])
+    record, context = tmp_path / "record", context_of(tmp_path, record=str(tmp_path / "record"), environment_key=KEY)
+    head = {"format": FORMAT, "environment": KEY}
+    record.write_text(json.dumps({**head, "size": 0}) + "\n")
+    beside = {**head, "core": "/opt/comfyui", "parts": [[library, []], ["/lib/small.so", [[0, 5]]]]}
+    record.with_name("record.ahead").write_text(json.dumps(beside))
+    context.layout.pages.parent.mkdir(parents=True, exist_ok=True)
+    cold = _begin(context)
+    served: Any = SimpleNamespace(served_seconds=100.0, prompts=0, pid=os.getpid())
+    asyncio.run(cold.learn(served))
+    assert list(found := pages.read(context.layout.pages, KEY)) == [library]
+    assert all(length > 0 for _, length in found[library])
+    # A process that is gone changes nothing.
+    served.pid = 1 << 22
+    asyncio.run(_begin(context).learn(served))
+    assert pages.read(context.layout.pages, KEY) == found

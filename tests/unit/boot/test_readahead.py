@@ -31,10 +31,20 @@ def _beside(path: Path, **changes: Any) -> None:
 def test_the_record_comes_first_and_comfyuis_own_files_are_those_of_the_volume(tmp_path: Path) -> None:
     path = _record(tmp_path / "record")
     _beside(tmp_path / "record")
-    assert read_parts(path, "key", "/workspace/ComfyUI") == [
+    assert read_parts(path, "key", "/workspace/ComfyUI", {}) == [
         Part(path, 0, (tmp_path / "record").stat().st_size), Part("/workspace/ComfyUI/a.py", 0, 10),
         Part("/opt/comfyui-else", 0, 3), Part("/lib/b.so", 0, 4096), Part("/lib/b.so", 8192, 5),
     ]  # fmt: skip
+
+
+def test_of_a_large_file_those_parts_are_read_that_the_volume_knows_and_nothing_that_no_record_names(
+    tmp_path: Path,
+) -> None:
+    path = _record(tmp_path / "record")
+    _beside(tmp_path / "record", parts=[["/lib/large.so", []], ["/lib/b.so", [[0, 5]]], ["/lib/unknown.so", []]])
+    pages = {"/lib/large.so": [[4096, 10], [-1, 1], "no"], "/lib/b.so": [[7, 7]], "/etc/shadow": [[0, 9]]}
+    assert read_parts(path, "key", "/core", pages)[1:] == [Part("/lib/large.so", 4096, 10), Part("/lib/b.so", 0, 5)]
+    assert read_parts(path, "key", "/core", {"/lib/large.so": 5})[1:] == [Part("/lib/b.so", 0, 5)]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +56,7 @@ def test_a_record_that_cannot_be_used_is_refused_with_the_reason(
     tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        read_parts(_record(tmp_path / "record", **changes), "key", "/core")
+        read_parts(_record(tmp_path / "record", **changes), "key", "/core", {})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +68,7 @@ def test_of_what_stands_beside_it_nothing_unfitting_is_read(tmp_path: Path, chan
     path = _record(tmp_path / "record")
     if changes is not None:
         _beside(tmp_path / "record", **changes)
-    assert read_parts(path, "key", "/core") == [Part(path, 0, (tmp_path / "record").stat().st_size)]
+    assert read_parts(path, "key", "/core", {}) == [Part(path, 0, (tmp_path / "record").stat().st_size)]
 
 
 def test_all_is_asked_for_once_whatever_is_missing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfypod.recording import RECORDER
+from comfypod.environment.recording import RECORDER
 from tests.kit.cold import CHECKED, KEY, TIMES, Place
 
 if TYPE_CHECKING:

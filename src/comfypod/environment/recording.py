@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from comfypod.podfile import PodFile
 
-RECORDER = Path(__file__).with_name("launch") / "record.py"
+RECORDER = Path(__file__).parents[1] / "launch" / "record.py"
 _PACKAGES = RECORDER.with_name("packages.py")
 _LONGEST_SECONDS = 900.0
 
