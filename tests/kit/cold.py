@@ -32,7 +32,7 @@ _FILES = {
 }
 _DISTRIBUTION = {
     "pkg-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: pkg\nVersion: 1.0\n",
-    "pkg-1.0.dist-info/top_level.txt": "broken\nlate\npkg\nquits\n_hidden\nno-name\n",
+    "pkg-1.0.dist-info/top_level.txt": "broken\nlate\npkg\nquits\ntransformers\n_hidden\nno-name\n",
     "broken.py": "1 / 0\n",
     "quits.py": "raise SystemExit('not here')\n",
     "_hidden.py": "",

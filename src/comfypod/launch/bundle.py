@@ -178,7 +178,7 @@ class _Bundle:
                 if self._parts[1].head["index"] != body["base"]["index"]:
                     raise ValueError("the rest of it is of something else")
             undo.pop_all()
-        self.structures = self._own.structures
+        self.structures = {name: found for part in self._parts for name, found in part.structures.items()}
 
     def close(self) -> None:
         """Have none of it."""

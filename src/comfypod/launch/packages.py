@@ -14,6 +14,9 @@ from importlib.metadata import packages_distributions
 from importlib.util import spec_from_file_location
 from typing import Any
 
+# What every ComfyUI imports of packages that do not do so themselves.
+_MORE = ("aiohttp.web", "scipy.signal", "sqlalchemy.dialects.sqlite.aiosqlite", "sqlalchemy.orm")
+
 
 def _neighbour(name: str) -> Any:
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
@@ -29,12 +32,13 @@ def main() -> None:
     path = sys.argv[1]
     # Names of this folder are none that are asked for.
     del sys.path[0]
-    writer = _neighbour("writer")
-    for name in sorted(packages_distributions()):
-        if name.isidentifier() and not name.startswith("_"):
-            with contextlib.suppress(Exception, SystemExit):
-                importlib.import_module(name)
+    writer, structure = _neighbour("writer"), _neighbour("structure")
     made = writer.Writer(_neighbour("bundle").FORMAT)
+    _neighbour("imports").At(structure.MODULE, after=lambda module: structure.learn(module, made.structures))
+    names = [name for name in packages_distributions() if name.isidentifier() and not name.startswith("_")]
+    for name in [*sorted(names), *_MORE]:
+        with contextlib.suppress(Exception, SystemExit):
+            importlib.import_module(name)
     for source in writer.sources(list(sys.modules.values())):
         made.add(source)
     made.write(path)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # A gap that costs less to read than another request.
 _GAP = 256 << 10
+# ComfyUI's own modules that an image's record goes without: all of it is fetched again with each ComfyUI, and it is the
+# number of files that costs time, not their size.
+_LARGE = 32 << 10
 _HEADER = 16
 
 
@@ -107,6 +110,9 @@ class Writer:
                 self._codes[path] = bytecode(path)
             except (OSError, ValueError):
                 return
+            if own and self._base and len(self._codes[path][0]) > _LARGE:
+                del self._codes[path]
+                return
             self.covered.add(cache_from_source(path))
             if own and self._codes[path][1][-1]:
                 self.compared.append(path)
@@ -145,6 +151,10 @@ class Writer:
                 sources[path[len(self.core or "") + 1 :]] = entries[path]
         return folders, sources
 
+    def _own_structures(self) -> dict[str, bytes]:
+        known = self._base.structures if self._base else {}
+        return {name: found for name, found in sorted(self.structures.items()) if known.get(name) != found}
+
     def base_parts(self) -> list[Any]:
         """Return what a start reads of the base, as a part of a file."""
         if not self._base:
@@ -158,7 +168,7 @@ class Writer:
             OSError: the disk failed.
         """
         # This version of marshal's format has no references, so that equal values are equal bytes.
-        index = marshal.dumps((*self._index(), dict(sorted(self.structures.items()))), 2)
+        index = marshal.dumps((*self._index(), self._own_structures()), 2)
         codes = [data for _, (data, _) in sorted(self._codes.items())]
         body = {
             "format": self._form, "environment": environment, "core": self.core, "python": sys.version,

@@ -170,10 +170,11 @@ found["late"] = shown(late)
     assert any("# here" in line for line in found["said"])
 
 
-def test_what_transformers_finds_in_its_sources_is_known_and_they_are_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_transformers_finds_in_its_sources_is_known_and_they_are_not_read(tmp_path: Path, apart: bool) -> None:
     place = Place(tmp_path)
     place.add_transformers()
-    place.make()
+    place.make(place.make_base() if apart else "")
     shown = """
 import transformers
 from transformers.utils import import_utils
@@ -210,6 +211,19 @@ def test_what_all_starts_have_in_common_comes_from_a_record_of_its_own(tmp_path:
     small = place.record.stat().st_size
     place.make()
     assert small < place.record.stat().st_size
+
+
+def test_with_it_large_modules_of_comfyuis_own_are_left_to_python(tmp_path: Path) -> None:
+    place = Place(tmp_path, CHECKED)
+    large = f"word = 'enormous'\ntable = {list(range(10_000))}\n"
+    place.write(place.core / "own" / "helper.py", large)
+    place.make(place.make_base())
+    assert b"enormous" not in place.record.read_bytes()
+    beside = dict(json.loads((tmp_path / "record.ahead").read_text())["parts"])
+    assert any(path.endswith(".pyc") and "helper" in path for path in beside)
+    assert place.start() == place.plain()
+    place.make()
+    assert b"enormous" in place.record.read_bytes()
 
 
 @pytest.mark.parametrize("spoil", ["gone", "cut", "of something else"])
