@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KEY = "sha256:packages"
 CHECKED = py_compile.PycInvalidationMode.CHECKED_HASH
 TIMES = py_compile.PycInvalidationMode.TIMESTAMP
-_FILES = {
+FILES = {
     "pkg/__init__.py": "from pkg import inner\n",
     "pkg/inner.py": "import colorsys\n\n\ndef fail():\n    raise ValueError(1)  # here\n",
     "pkg/data.txt": "data\n",
@@ -108,7 +108,7 @@ class Place:
         self.python, self.core = venv / "bin" / "python", self.folder / "core"
         self.layer, self.record = self.folder / "layer", self.folder / "record"
         self.layer.mkdir()
-        for name, text in _FILES.items():
+        for name, text in FILES.items():
             self.write(self.site / name, text)
         for name, text in {"main.py": _MAIN, "own/__init__.py": "", "own/helper.py": "word = 'built'\n"}.items():
             self.write(self.core / name, text)
@@ -138,7 +138,7 @@ class Place:
         path = self.folder / "packages"
         argv = [str(self.python), str(RECORDER.with_name("packages.py")), str(path)]
         done = subprocess.run(argv, env=self.environ, cwd=self.layer, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
         return path
 
     def make(self, base: Path | str = "", **environ: str) -> None:

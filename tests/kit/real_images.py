@@ -201,6 +201,7 @@ class RealImages:
         assert {"structure", "boot", "nodes", "workflow", "logs", "stop"} <= set(checks)
         assert ("jupyter" in checks) == (variant == "full")
         assert checks["nodes"]["detail"] == "1 of 1 import"
+        assert checks["record"]["detail"] == "imports come from the record of a start"
         fixed, moving = result["tags"]
         assert fixed.startswith(f"{REPOSITORY}:0.30.0-{profile}-{variant}-")
         assert moving == f"{REPOSITORY}:{profile}" + ("" if variant == "full" else "-slim")

@@ -1,7 +1,7 @@
 """Starts on a cold disk: what is known of an earlier start helps this one, and is found out where nobody has.
 
-The host engine makes the record of a start once for each environment of its store, after a start and beside a ComfyUI
-that has nothing to do. It is a start of its own, without anybody's nodes.
+An image brings the record of a start. The host engine makes it once for each environment of its store, after a start
+and beside a ComfyUI that has nothing to do. It is a start of its own, without anybody's nodes.
 """
 
 from __future__ import annotations
@@ -98,18 +98,23 @@ class ColdStart:
 
     async def learn(self, comfyui: Supervised) -> None:
         """Find out for later boots what this one did not know, when this ComfyUI has nothing to do for a while."""
-        if self._path is None:
+        path, is_host = self._path, self._pod.engine == "host"
+        if path is None or not await self._is_calm(comfyui):
             return
-        while not self._context.cancelled():
-            await asyncio.sleep(_LOOK_SECONDS)
-            if (comfyui.served_seconds or 0.0) >= _CALM_SECONDS and not comfyui.prompts:
-                break
-        if self._context.cancelled():
-            return
-        if self._pod.engine == "host" and self._context.health.cold_start.state != "used":
-            await self._make(Path(self._path))
+        if is_host and self._context.health.cold_start.state != "used":
+            await self._make(Path(path))
+            if not await self._is_calm(comfyui):
+                return
         if comfyui.pid is not None:
-            await asyncio.to_thread(self._note_pages, self._path, comfyui.pid)
+            await asyncio.to_thread(self._note_pages, path, comfyui.pid)
+
+    async def _is_calm(self, comfyui: Supervised) -> bool:
+        """Wait for that; False when the pod ends."""
+        while not self._context.cancelled():
+            if (comfyui.served_seconds or 0.0) >= _CALM_SECONDS and not comfyui.prompts:
+                return True
+            await asyncio.sleep(_LOOK_SECONDS)
+        return False
 
     async def _make(self, path: Path) -> None:
         free = memory.free(self._context.surroundings.cgroup)
@@ -126,9 +131,8 @@ class ColdStart:
                 self._show("made")
 
     def _note_pages(self, path: str, pid: int) -> None:
-        """Note once which parts of large libraries ComfyUI uses; to know nothing of them costs time alone."""
-        key, place = self._pod.environment_key, self._context.layout.pages
+        """Note which parts of large libraries ComfyUI uses; to know nothing of them costs time alone."""
+        key = self._pod.environment_key
         with contextlib.suppress(OSError):
-            names = {each[0] for each in readahead.read_listed(path, key)[1] if len(each) == 2 and not each[1]}
-            if names and not pages.read(place, key):
-                pages.write(place, key, pages.used(pid, names))
+            if (names := readahead.large(path, key)) and self._context.alone:
+                pages.write(self._context.layout.pages, key, pages.used(pid, names))

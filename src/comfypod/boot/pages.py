@@ -1,6 +1,6 @@
 """Which parts of large libraries a ComfyUI has had in its memory, for later boots of the volume to read ahead.
 
-They differ a little from start to start, with the GPU and with nodes, so that no image can say it. The kernel knows
+They differ a little from start to start, and with GPU and nodes, so that no image can say it. The kernel knows
 (`/proc/PID/pagemap`, proc(5)), whatever it keeps in memory for other programs. Only files that a record names count.
 """
 
@@ -44,17 +44,20 @@ def used(pid: int, paths: Collection[str]) -> Parts:
 
 
 def _mappings(pid: int) -> Iterator[tuple[str, int, int, int]]:
-    """Yield the files that a process has mapped: where from and to, and from which offset of the file."""
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as handle:
-        for line in handle.read().splitlines():
-            span, _, offset, _, inode, *path = line.split(maxsplit=5)
-            if inode != "0" and path:
-                begin, _, end = span.partition("-")
-                yield path[0], int(begin, 16), int(end, 16), int(offset, 16)
+    """Yield the files that a process has mapped: where from and to, and from which offset of the file.
+
+    A name may hold anything but a line feed.
+    """
+    with open(f"/proc/{pid}/maps", "rb") as handle:
+        for line in handle.read().split(b"\n"):
+            words = line.split(maxsplit=5)
+            if len(words) == 6 and words[4] != b"0":
+                begin, _, end = words[0].partition(b"-")
+                yield os.fsdecode(words[5]), int(begin, 16), int(end, 16), int(words[2], 16)
 
 
 def write(path: Path, environment: str, parts: Mapping[str, list[list[int]]]) -> None:
-    """Keep them for starts over the same packages.
+    """Keep them for starts over the same packages; one writer at a time.
 
     Raises:
         OSError: the disk refused.

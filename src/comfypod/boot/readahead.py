@@ -25,6 +25,8 @@ _SAMPLES = 16
 _ENOUGH = 0.9
 _LONGEST_HEAD = 1 << 16
 _LONGEST_LIST = 1 << 26
+# No file of an image is as large.
+_LARGEST = 1 << 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def read_parts(path: str, environment: str, core: str, pages: Mapping[str, Any])
 
 def _more(path: str, environment: str, core: str, pages: Mapping[str, Any]) -> Iterator[Part]:
     """Yield parts of other files; where that list is missing or no such one, the record alone is read ahead."""
-    before, listed = read_listed(path, environment)
+    before, listed = _listed(path, environment)
     for each in listed:
         match each:
             case [str(name), list(parts)]:
@@ -70,10 +72,22 @@ def _more(path: str, environment: str, core: str, pages: Mapping[str, Any]) -> I
                     yield Part(place, offset, length)
 
 
-def read_listed(path: str, environment: str) -> tuple[str, list[Any]]:
-    """Return the tree of ComfyUI that a record was made of, and what stands beside it to read ahead, not checked yet.
+def large(path: str, environment: str) -> set[str]:
+    """Return the names of large files that not all is needed of: they stand beside a record without parts.
 
-    A name without parts is a large file that not all is needed of.
+    Raises:
+        OSError: the list cannot be read.
+    """
+    found = set()
+    for each in _listed(path, environment)[1]:
+        match each:
+            case [str(name), []]:
+                found.add(name)
+    return found
+
+
+def _listed(path: str, environment: str) -> tuple[str, list[Any]]:
+    """Return the tree of ComfyUI that a record was made of, and what stands beside it to read ahead, not checked yet.
 
     Raises:
         OSError: it cannot be read.
@@ -98,7 +112,7 @@ def _is_below(name: str, folder: str) -> bool:
 def _is_part(value: Any) -> bool:
     match value:
         case [int(offset), int(length)]:
-            return offset >= 0 and length > 0
+            return 0 <= offset < _LARGEST and 0 < length < _LARGEST
     return False
 
 

@@ -79,10 +79,14 @@ def _run(
             # One start is like another: sets have one order, and nothing is written beside sources.
             fixed = {"TMPDIR": folder, "HOME": folder, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
             env = child_environ(environ, python, Path(folder)) | fixed
-            done = proc.run(command(folder), seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
+            words = command(folder)
+            done = proc.run(words, seconds=_LONGEST_SECONDS, env=env, cwd=Path(folder), tick=tick)
     except (OSError, ComfypodError) as error:
         return str(error)
-    return "" if done.ok else " ".join([f"it ended with {done.returncode}", *done.stderr.split()[-40:]])
+    if done.ok:
+        return ""
+    how = f"took longer than {_LONGEST_SECONDS:.0f} s" if done.timed_out else f"ended with {done.returncode}"
+    return " ".join([f"{Path(words[1]).name} {how}:", *done.stderr.split()[-40:]])
 
 
 def _command(start: Recorded, path: Path, folder: str) -> list[str]:
@@ -91,4 +95,13 @@ def _command(start: Recorded, path: Path, folder: str) -> list[str]:
     words += [os.path.join(start.tree, "main.py"), *start.arguments]
     words += [] if "--cpu" in start.arguments else ["--cpu"]
     words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000, like=0)), "--disable-auto-launch"]
-    return [*words, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]
+    words += ["--base-directory", folder]
+    return [*words, *(("--database-url", "sqlite:///:memory:") if _has_database(Path(start.tree)) else ())]
+
+
+def _has_database(tree: Path) -> bool:
+    """Tell whether this ComfyUI has a database; what it does not know as an option ends it."""
+    try:
+        return "--database-url" in (tree / "comfy" / "cli_args.py").read_text("utf-8", errors="replace")
+    except OSError:
+        return False

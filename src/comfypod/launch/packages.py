@@ -37,6 +37,8 @@ def main() -> None:
     _neighbour("imports").At(structure.MODULE, after=lambda module: structure.learn(module, made.structures))
     names = [name for name in packages_distributions() if name.isidentifier() and not name.startswith("_")]
     for name in [*sorted(names), *_MORE]:
+        # The last one is named where it takes all with it.
+        sys.stderr.write(f"{name}\n")
         with contextlib.suppress(Exception, SystemExit):
             importlib.import_module(name)
     for source in writer.sources(list(sys.modules.values())):

@@ -6,9 +6,11 @@ which names they offer. For a folder of the image the answer is always the same 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import marshal
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,22 +29,27 @@ def _wrap(module: ModuleType, around: Callable[[Callable[[Any], Any], Any], Any]
         def create(module_path: Any) -> Any:
             return around(plain, module_path)
 
+        for name in ("cache_clear", "cache_info"):
+            if hasattr(plain, name):
+                setattr(create, name, getattr(plain, name))
         setattr(module, _NAME, create)
 
 
 def learn(module: ModuleType, found: MutableMapping[str, bytes]) -> None:
     """Note what is found in each folder that somebody asks for; what is asked for on the way there is part of that."""
-    asked: list[str] = []
+    depth = threading.local()
 
     def around(plain: Callable[[Any], Any], module_path: Any) -> Any:
-        asked.append(os.fspath(module_path))
+        depth.now = getattr(depth, "now", 0) + 1
         try:
             answer = plain(module_path)
         finally:
-            name = asked.pop()
-        if not asked:
-            # This version of the format has no references, so that equal answers are equal bytes.
-            found[name] = marshal.dumps(_ordered(answer), 2)
+            depth.now -= 1
+        # An answer that is given again may have been changed by whoever had it first.
+        if not depth.now and os.fspath(module_path) not in found:
+            with contextlib.suppress(ValueError):
+                # This version of the format has no references, so that equal answers are equal bytes.
+                found[os.fspath(module_path)] = marshal.dumps(_ordered(answer), 2)
         return answer
 
     _wrap(module, around)

@@ -9,7 +9,7 @@ import os
 import site
 import sys
 import zlib
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,9 +145,11 @@ class Writer:
         folders: dict[str, dict[str, Any]] = {}
         sources: dict[str, Any] = {}
         for path, source in sorted(self._found.items()):
+            if source.code and path not in entries:
+                continue
             if not self._is_own(source):
                 folders.setdefault(source.folder, {})[source.name] = (source.file, source.package, entries.get(path))
-            elif path in entries:
+            elif source.code:
                 sources[path[len(self.core or "") + 1 :]] = entries[path]
         return folders, sources
 
@@ -177,6 +179,29 @@ class Writer:
             "index": [0, len(index), zlib.crc32(index)], "codes": len(index), "size": len(index) + sum(map(len, codes)),
         }  # fmt: skip
         write(path, [json.dumps(body).encode(), b"\n", index, *codes])
+
+
+def holds(base: Any) -> bool:
+    """Tell whether Python would find all that is in a `bundle.Part` where that says, with the same bytecode.
+
+    An image's layers that came after it might have put something in front of that, or in its place.
+    """
+    kinds = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES))
+    for folder, names in base.folders.items():
+        finder = FileFinder(folder, *kinds)
+        for name, (file, _, entry) in names.items():
+            spec, path = finder.find_spec(name), os.path.join(folder, file)
+            if spec is None or spec.origin != path or (entry is not None and not _is_same(path, entry)):
+                return False
+    return True
+
+
+def _is_same(path: str, entry: tuple[Any, ...]) -> bool:
+    try:
+        data, facts = bytecode(path)
+    except (OSError, ValueError):
+        return False
+    return (len(data), zlib.crc32(data), *facts) == tuple(entry[1:])
 
 
 def merged(parts: Iterable[list[int]]) -> list[list[int]]:

@@ -21,7 +21,7 @@ from comfypod.launch.bundle import FORMAT
 from comfypod.log import Console
 from tests.kit import standin
 from tests.kit.cold import KEY, Place
-from tests.unit.boot.contexts import context_of
+from tests.unit.boot.contexts import context_of, prepared
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,12 +115,11 @@ def test_the_setting_switches_it_off(tmp_path: Path) -> None:
 def test_which_parts_of_large_libraries_it_uses_is_noted_once_it_has_nothing_to_do(tmp_path: Path) -> None:
     with open("/proc/self/maps") as maps:
         library = next(words[5] for line in maps if len(words := line.split()) == 6 and ".so" in words[5])
-    record, context = tmp_path / "record", context_of(tmp_path, record=str(tmp_path / "record"), environment_key=KEY)
+    record, context = tmp_path / "record", prepared(tmp_path, record=str(tmp_path / "record"), environment_key=KEY)
     head = {"format": FORMAT, "environment": KEY}
     record.write_text(json.dumps({**head, "size": 0}) + "\n")
     beside = {**head, "core": "/opt/comfyui", "parts": [[library, []], ["/lib/small.so", [[0, 5]]]]}
     record.with_name("record.ahead").write_text(json.dumps(beside))
-    context.layout.pages.parent.mkdir(parents=True, exist_ok=True)
     cold = _begin(context)
     served: Any = SimpleNamespace(served_seconds=100.0, prompts=0, pid=os.getpid())
     asyncio.run(cold.learn(served))

@@ -7,9 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from comfypod.boot.readahead import Part, Readahead, is_resident, read_parts
 from comfypod.launch.bundle import FORMAT
+from tests.kit.lab import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,3 +98,28 @@ def test_nothing_is_asked_for_after_the_stop(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_not_waited_for(tmp_path: Path) -> None:
     assert is_resident([Part(str(tmp_path / "none"), 0, 100)])
+
+
+_NUMBERS = st.integers(-1, 5) | st.integers(1 << 30, 1 << 70)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["LARGE", "/none"]), st.lists(st.lists(_NUMBERS | st.text(), max_size=3)) | _NUMBERS
+    )
+)
+def test_whatever_a_volume_says_of_large_files_the_rest_is_read_ahead(
+    tmp_path_factory: pytest.TempPathFactory, pages: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("ahead")
+    (folder / "LARGE").write_bytes(bytes(10))
+    path = _record(folder / "record")
+    _beside(folder / "record", parts=[[str(folder / "LARGE"), []], ["/none", []]])
+    parts = read_parts(
+        path, "key", "/core", {name.replace("LARGE", str(folder / "LARGE")): each for name, each in pages.items()}
+    )
+    is_resident(parts)
+    ahead = Readahead([Part(part.path, part.offset, min(part.length, 9 << 20)) for part in parts])
+    ahead.start()
+    until(lambda: ahead.asked >= parts[0].length, "asked for")
+    ahead.stop()

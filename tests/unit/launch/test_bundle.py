@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit.cold import CHECKED, KEY, TIMES, Place
+from tests.kit.cold import CHECKED, FILES, KEY, TIMES, Place
 
 if TYPE_CHECKING:
     import py_compile
@@ -208,6 +208,12 @@ def test_what_all_starts_have_in_common_comes_from_a_record_of_its_own(tmp_path:
     assert place.refused == []
     beside = dict(json.loads((tmp_path / "record.ahead").read_text())["parts"])
     assert sum(length for _, length in beside[str(base)]) <= base.stat().st_size
+    facts = (place.site / "pkg").stat()
+    for path in (place.site / "pkg").rglob("inner*"):
+        path.unlink()
+    os.utime(place.site / "pkg", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert place.start() == before
+    place.write(place.site / "pkg" / "inner.py", FILES["pkg/inner.py"])
     small = place.record.stat().st_size
     place.make()
     assert small < place.record.stat().st_size
@@ -242,3 +248,19 @@ def test_a_record_whose_other_part_does_not_fit_is_not_used(tmp_path: Path, spoi
     assert place.start() == before
     assert len(place.refused) == 1
     assert {"gone": "cannot be read", "cut": "cut"}.get(spoil, "something else") in place.refused[0]
+
+
+@pytest.mark.parametrize("spoil", ["changed", "gone", "shadowed"])
+def test_a_record_of_packages_that_holds_no_more_is_no_part_of_that_of_a_start(tmp_path: Path, spoil: str) -> None:
+    place = Place(tmp_path)
+    base = place.make_base()
+    if spoil == "changed":
+        place.write(place.site / "late.py", "new = 1\n")
+    elif spoil == "gone":
+        (place.site / "late.py").unlink()
+    else:
+        place.write(place.site / "late" / "__init__.py", "new = 1\n")
+    place.make(base)
+    assert json.loads(place.record.read_bytes().partition(b"\n")[0])["base"] is None
+    asks = "" if spoil == "gone" else "import late\nfound['late'] = vars(late).get('new')"
+    assert place.start(asks) == place.plain(asks)

@@ -30,6 +30,18 @@ def writer() -> Any:
     del sys.modules["writer"]
 
 
+def _modules(place: Place, record: bytes) -> dict[str, Any]:
+    """Return the modules of the image that a record has, by folder."""
+    head, _, rest = record.partition(b"\n")
+    offset, length, _ = json.loads(head)["index"]
+    done = subprocess.run(
+        [place.python, "-c", "import marshal, sys; print(marshal.loads(sys.stdin.buffer.read())[0])"],
+        input=rest[offset : offset + length], capture_output=True, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = ast.literal_eval(done.stdout.decode())
+    return found
+
+
 def test_parts_that_lie_close_together_are_one(writer: Any) -> None:
     far = 10 << 20
     assert writer.merged([[far, 4096], [0, 4096], [8192, 4096], [4096, 100]]) == [[0, 12288], [far, 4096]]
@@ -78,9 +90,34 @@ def test_two_records_of_one_start_are_the_same_bytes(tmp_path: Path) -> None:
     place = Place(tmp_path, CHECKED)
     place.add_transformers()
     place.make()
-    first = place.record.read_bytes()
+    beside = tmp_path / "record.ahead"
+    first = place.record.read_bytes(), beside.read_bytes()
     place.make(PYTHONHASHSEED="7")
-    assert place.record.read_bytes() == first
+    assert (place.record.read_bytes(), beside.read_bytes()) == first
+
+
+def test_what_other_threads_import_and_what_comes_by_the_network_is_in_no_record(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    lines = [
+        "import socket, threading",
+        "def beside():",
+        "    import late, single",
+        "thread = threading.Thread(target=beside)",
+        "thread.start()",
+        "thread.join()",
+        "import single",
+        "try:",
+        "    socket.getaddrinfo('comfypod.invalid', 80)",
+        "except OSError as error:",
+        f"    open({str(tmp_path / 'said')!r}, 'w').write(str(error))",
+        "word = 'built'",
+    ]
+    place.write(place.core / "own" / "helper.py", "\n".join(lines))
+    place.make()
+    known = _modules(place, place.record.read_bytes())
+    assert "single" in known[str(place.site)]
+    assert "late" not in known[str(place.site)]
+    assert "without a network" in (tmp_path / "said").read_text()
 
 
 def test_a_start_that_fails_leaves_no_record(tmp_path: Path) -> None:
@@ -100,13 +137,7 @@ def test_a_record_of_packages_has_what_can_be_imported_and_is_the_same_whatever_
     place.write(place.core / "own" / "helper.py", "import single\n\nword = 'changed'\n")
     place.make_base()
     assert base.read_bytes() == first
-    head, _, rest = first.partition(b"\n")
-    offset, length, _ = json.loads(head)["index"]
-    done = subprocess.run(
-        [place.python, "-c", "import marshal, sys; print(marshal.loads(sys.stdin.buffer.read())[0])"],
-        input=rest[offset : offset + length], capture_output=True, check=True,
-    )  # fmt: skip
-    known = ast.literal_eval(done.stdout.decode())
+    known = _modules(place, first)
     assert set(known[str(place.site)]) >= {"pkg", "late"}
     assert not {"broken", "quits", "_hidden", "single"} & set(known[str(place.site)])
     assert "inner" in known[str(place.site / "pkg")]
