@@ -134,5 +134,5 @@ class ColdStart:
         """Note which parts of large libraries ComfyUI uses; to know nothing of them costs time alone."""
         key = self._pod.environment_key
         with contextlib.suppress(OSError):
-            if (names := readahead.large(path, key)) and self._context.alone:
+            if names := readahead.large(path, key):
                 pages.write(self._context.layout.pages, key, pages.used(pid, names))

@@ -57,7 +57,7 @@ def _mappings(pid: int) -> Iterator[tuple[str, int, int, int]]:
 
 
 def write(path: Path, environment: str, parts: Mapping[str, list[list[int]]]) -> None:
-    """Keep them for starts over the same packages; one writer at a time.
+    """Keep them for starts over the same packages. Of several pods that do so at once, one may be refused.
 
     Raises:
         OSError: the disk refused.
