@@ -116,11 +116,11 @@ class Bench:
         self._disk = next(f"/dev/{line.partition('=')[2]}" for line in told if line.startswith("DEVNAME="))
 
     def volume(self, way: Way, kind: str) -> Path:
-        """Return the volume of a way; one for later boots has been booted from once."""
+        """Return the volume of a way; one for later boots has been booted from once, for as long as a pod learns."""
         volume = self._folder / re.sub(r"\W+", "-", f"{kind}-{way.name}")
         if kind == "later" and not volume.exists():
             self.fill(way, volume)
-            self.start(way, volume, "warm")
+            self.start(way, volume, "warm", learns=way.name not in {BARE, SHELL})
         return volume
 
     def fill(self, way: Way, volume: Path) -> None:
@@ -140,8 +140,11 @@ class Bench:
                 "/workspace/ComfyUI",
             )
 
-    def start(self, way: Way, volume: Path, condition: str) -> Start:
-        """Start a container, wait for ComfyUI and for a picture, and remove it."""
+    def start(self, way: Way, volume: Path, condition: str, *, learns: bool = False) -> Start:
+        """Start a container, wait for ComfyUI and for a picture, and remove it.
+
+        Where it learns, wait until it has noted which parts of libraries are used.
+        """
         throttle = {
             "iops": ("--device-read-iops", f"{self._disk}:{self.chosen.iops}"),
             "bandwidth": ("--device-read-bps", f"{self._disk}:{self.chosen.megabytes}mb"),
@@ -158,6 +161,8 @@ class Bench:
             used = usage(container)
             number = ask("/prompt", {"prompt": PICTURE})["prompt_id"]
             picture = until(lambda: ask(f"/history/{number}").get(number, {}).get("outputs"), began, container)
+            if learns:
+                until((volume / ".comfypod" / "pages.json").exists, began, container)
             return Start(ready, picture, used | {f"{name}, later": row for name, row in usage(container).items()})
         finally:
             if way.name not in {BARE, SHELL}:
