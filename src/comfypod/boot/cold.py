@@ -105,8 +105,11 @@ class ColdStart:
             await self._make(Path(path))
             if not await self._is_calm(comfyui):
                 return
-        if comfyui.pid is not None:
-            await asyncio.to_thread(self._note_pages, path, comfyui.pid)
+        while comfyui.pid is not None and not await asyncio.to_thread(self._note_pages, path, comfyui.pid):
+            # What another pod makes at the moment is there a little later.
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._context.health.cold_start.state != "made" or not await self._is_calm(comfyui):
+                return
 
     async def _is_calm(self, comfyui: Supervised) -> bool:
         """Wait for that; False when the pod ends."""
@@ -130,9 +133,14 @@ class ColdStart:
                 # From the next boot on: all starts of this one are alike, so that a standby is what it stands for.
                 self._show("made")
 
-    def _note_pages(self, path: str, pid: int) -> None:
-        """Note which parts of large libraries ComfyUI uses; to know nothing of them costs time alone."""
+    def _note_pages(self, path: str, pid: int) -> bool:
+        """Note which parts of large libraries ComfyUI uses; False where no record says yet which libraries those are.
+
+        To know nothing of them costs time alone.
+        """
         key = self._pod.environment_key
         with contextlib.suppress(OSError):
-            if names := readahead.large(path, key):
-                pages.write(self._context.layout.pages, key, pages.used(pid, names))
+            if not (names := readahead.large(path, key)):
+                return False
+            pages.write(self._context.layout.pages, key, pages.used(pid, names))
+        return True

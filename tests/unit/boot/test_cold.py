@@ -129,3 +129,28 @@ def test_which_parts_of_large_libraries_it_uses_is_noted_once_it_has_nothing_to_
     served.pid = 1 << 22
     asyncio.run(_begin(context).learn(served))
     assert pages.read(context.layout.pages, KEY) == found
+
+
+def test_a_record_that_another_pod_makes_at_the_moment_is_waited_for(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    path = tmp_path / "cold" / "key"
+    facts = {"environment_key": KEY, "record": str(path), "engine": "host", "python": str(place.python)}
+    context = prepared(tmp_path, **facts, comfyui_path=str(place.core), comfyui_args=())
+    path.parent.mkdir()
+    lock = FolderLock(path.with_name("key.lock"))
+    assert lock.acquire()
+
+    async def learn() -> None:
+        served: Any = SimpleNamespace(served_seconds=100.0, prompts=0, pid=os.getpid())
+        learning = asyncio.create_task(_begin(context).learn(served))
+        await asyncio.sleep(0.5)
+        assert not learning.done()
+        lock.release()
+        assert await asyncio.to_thread(make, built(context.pod), path, os.environ) == ""
+        beside = json.loads(path.with_name("key.ahead").read_text())
+        beside["parts"].append(["/lib/large.so", []])
+        path.with_name("key.ahead").write_text(json.dumps(beside))
+        await asyncio.wait_for(learning, 20)
+
+    asyncio.run(learn())
+    assert context.layout.pages.exists()
