@@ -136,7 +136,7 @@ class Place:
         for name, text in _DISTRIBUTION.items():
             self.write(self.site / name, text)
         path = self.folder / "packages"
-        argv = [str(self.python), str(RECORDER.with_name("packages.py")), str(path)]
+        argv = [str(self.python), str(RECORDER), str(path)]
         done = subprocess.run(argv, env=self.environ, cwd=self.layer, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return path

@@ -1,7 +1,7 @@
 """Reads ahead what a start of ComfyUI is known to read, so that the disk is asked for much at a time.
 
-What that is stands beside a record (`launch/record.py`), in the order of first use. Nothing is copied: the kernel is
-told what will be needed. What is in memory already costs a look at a few samples.
+What that is stands beside a record (`launch/record.py`), libraries in the order of their use. Nothing is copied: the
+kernel is told what will be needed. What is in memory already costs a look at a few samples.
 """
 
 from __future__ import annotations

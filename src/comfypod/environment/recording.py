@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from comfypod.podfile import PodFile
 
 RECORDER = Path(__file__).parents[1] / "launch" / "record.py"
-_PACKAGES = RECORDER.with_name("packages.py")
 _LONGEST_SECONDS = 900.0
 
 
@@ -66,7 +65,7 @@ def make(start: Recorded, path: Path, environ: Mapping[str, str], tick: Callable
 
 def make_base(python: Path, path: Path, environ: Mapping[str, str]) -> str:
     """Write a record of an environment's packages; return why it could not be done, or nothing."""
-    return _run(python, lambda _: [str(python), str(_PACKAGES), str(path)], environ, None)
+    return _run(python, lambda _: [str(python), str(RECORDER), str(path)], environ, None)
 
 
 def _run(

@@ -3,6 +3,7 @@
 `python record.py RECORD ENVIRONMENT BASE MAIN_PY ARGUMENT...` runs `MAIN_PY` until it listens on its `--port` and ends
 then. What boot is to read ahead is written to a file beside the record. It runs alone: without custom nodes of
 anybody's, from the image's tree. What is noted there are names; the bytecode is that on the disk beside each source.
+`python record.py RECORD` records what the packages offer (`packages.py`), which a start can have as its `BASE`.
 """
 
 from __future__ import annotations
@@ -107,7 +108,21 @@ def _base(path: str) -> Any:
     return part if part is None or _WRITER.holds(part) else None
 
 
-def main() -> None:
+def _record_packages(path: str) -> None:
+    # Names of this folder are none that are asked for.
+    del sys.path[0]
+    structure, made = _neighbour("structure"), _WRITER.Writer(_neighbour("bundle").FORMAT)
+    _neighbour("imports").At(structure.MODULE, after=lambda module: structure.learn(module, made.structures))
+    _neighbour("packages").import_all()
+    for source in _WRITER.sources(list(sys.modules.values())):
+        made.add(source)
+    made.write(path)
+    sys.stdout.flush()
+    # Some of them leave threads behind.
+    os._exit(0)
+
+
+def _record_start() -> None:
     """Run ComfyUI up to where it serves."""
     path, environment, base = sys.argv[1:4]
     del sys.argv[:4]
@@ -133,6 +148,14 @@ def main() -> None:
 
     _neighbour("collector").rest_until_served(sys.argv, served)
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def main() -> None:
+    """Record packages or a start."""
+    if len(sys.argv) == 2:
+        _record_packages(sys.argv[1])
+    else:
+        _record_start()
 
 
 if __name__ == "__main__":
