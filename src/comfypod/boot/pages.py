@@ -1,7 +1,8 @@
 """Which parts of large libraries a ComfyUI has had in its memory, for later boots of the volume to read ahead.
 
 They differ a little from start to start, and with GPU and nodes, so that no image can say it. The kernel knows
-(`/proc/PID/pagemap`, proc(5)), whatever it keeps in memory for other programs. Only files that a record names count.
+(`/proc/PID/pagemap`, proc(5)), whatever it keeps in memory for other programs: what was touched, and around it at
+most the large page in which it holds the file. Only files that a record names count.
 """
 
 from __future__ import annotations
