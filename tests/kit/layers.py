@@ -163,6 +163,10 @@ def make_image(venv: Path, wheels: Path, torch: str = TORCH) -> Path:
             "torch/__init__.py": "from torch.version import __version__\n",
             "torch/version.py": f'__version__ = "{torch}+cu128"\ncuda = "12.8"\n',
         },
+        "plain": {
+            "plain.py": '__version__ = "1.0"\n',
+            "plain-1.0.dist-info/entry_points.txt": "[console_scripts]\nplain = plain:main\n\n[kit.group]\na = plain\n",
+        },
         "opencv-python-headless": {"cv2/__init__.py": 'who, __version__ = "image", "4.12.0"\n'},
     }
     for name, version in (_PACKAGES | {"torch": torch}).items():

@@ -32,7 +32,7 @@ def _installed(site: Site, pod: Running, name: str, version: str = "1.0") -> Non
 
 
 def _stubbed(site: Site) -> bool:
-    return any('"stubs": true' in path.read_text() for path in site.layout.envs.glob("*/layer.json"))
+    return any('"stubs": 2' in path.read_text() for path in site.layout.envs.glob("*/layer.json"))
 
 
 def test_comfyui_and_terminals_run_in_the_volumes_layer_under_its_constraints(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """A virtual environment on the volume that lies over the image's, so that only what the user adds is on the volume.
 
 The image's packages are found through a path file, which is enough for Python and pip. For uv, which reads no path
-files, each has a stub in the layer: a `.dist-info` folder with a copy of its `METADATA` and a `RECORD` of just that
-folder. To upgrade such a package puts the new one before the image's, and to remove it uncovers the image's again.
-Stubs are many small files, so they are made when ComfyUI no longer waits for the disk.
+files, each has a stub in the layer: a `.dist-info` folder with what its `METADATA` says above the description, its
+entry points and a `RECORD` of just that folder. To upgrade such a package puts the new one before the image's, and to
+remove it uncovers the image's again. Python takes a stub for the package too: without entry points triton would find
+no GPU. Stubs are many small files, so they are made when ComfyUI no longer waits for the disk.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +23,7 @@ from comfypod.errors import InstallError
 from comfypod.files import is_folder, make_folder, read_small, remove_tree, write_atomic, write_changed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from comfypod.environment.dists import Dist
     from comfypod.podfile import PodFile
@@ -36,6 +38,9 @@ _FILES = (
     "bin/python3",
 )  # fmt: skip
 _WRITERS = 8
+# What the marker says of stubs that are whole; `true` of ones without entry points.
+_STUBS = 2
+_SCRIPTS = ("[console_scripts]", "[gui_scripts]")
 _PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
 # ComfyUI-Manager's command line asks to be told where ComfyUI is; that is beside the records that the layer is in.
 _MANAGER = """\
@@ -186,23 +191,23 @@ def remember(layer: Layer, **facts: Any) -> None:
 def put_stubs(layer: Layer) -> None:
     """Make the stubs of a layer that has none yet, or not all; afterwards a name without one was removed by somebody.
 
+    What a user has of that name stays, and a stub that was cut short or is of an earlier kind is made again.
+
     Raises:
         OSError: the disk failed.
     """
     marker = read_marker(layer)
-    if marker is not None and marker.get("stubs"):
+    before = marker.get("stubs") if marker is not None else None
+    if before == _STUBS:
         return
     there = dists.scan(layer.site)
-    wanted = [dist for dist in layer.known.values() if _lacks(there, dist)]
+    wanted = [
+        dist for dist in layer.known.values() if there.get(dist.name) == dist or (not before and dist.name not in there)
+    ]
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(lambda dist: put_stub(layer, dist), wanted))
     if marker is not None:
-        remember(layer, stubs=True)
-
-
-def _lacks(there: Mapping[str, Dist], dist: Dist) -> bool:
-    # What a user has of that name stays, and a stub that was cut short is made again.
-    return dist.name not in there or there[dist.name] == dist
+        remember(layer, stubs=_STUBS)
 
 
 def is_stub(layer: Layer, dist: Dist) -> bool:
@@ -270,14 +275,30 @@ def put_stub(layer: Layer, dist: Dist) -> None:
 
     What somebody else has put there stays, and no link is followed.
     """
-    folder, source = layer.site / dist.info, layer.image_site / dist.info / "METADATA"
-    try:
-        metadata = source.read_bytes()
-    except FileNotFoundError:
-        metadata = f"Metadata-Version: 2.1\nName: {dist.name}\nVersion: {dist.version}\n".encode()
+    folder = layer.site / dist.info
     if os.path.lexists(folder) and not (is_folder(folder) and dists.installer(layer.site, dist) in ("", STUB)):
         return
+    source = layer.image_site / dist.info
+    own = f"Metadata-Version: 2.1\nName: {dist.name}\nVersion: {dist.version}\n"
+    texts = {
+        "METADATA": re.split(r"\r?\n\r?\n", _text(source / "METADATA") or own, maxsplit=1)[0].rstrip() + "\n",
+        "entry_points.txt": _without_scripts(_text(source / "entry_points.txt")), "INSTALLER": f"{STUB}\n",
+    }  # fmt: skip
+    texts = {name: text for name, text in texts.items() if text}
+    texts["RECORD"] = "".join(f"{dist.info}/{name},,\n" for name in (*texts, "RECORD"))
     folder.mkdir(exist_ok=True)
-    record = "".join(f"{dist.info}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD"))
-    for name, data in (("METADATA", metadata), ("INSTALLER", f"{STUB}\n".encode()), ("RECORD", record.encode())):
-        write_atomic(folder / name, data, durable=False)
+    for name, text in texts.items():
+        write_atomic(folder / name, text.encode("utf-8", "surrogateescape"), durable=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return ""
+
+
+def _without_scripts(text: str) -> str:
+    """Return entry points but for programs: those are not in the layer, and not for an uninstaller to remove there."""
+    sections = re.split(r"(?m)^(?=\[)", text)
+    return "".join(each for each in sections if not each.startswith(_SCRIPTS)).strip()

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from comfypod.environment.dists import files_of, scan
-from comfypod.environment.layer import Layer, create, put_stubs, read_marker, restore
+from comfypod.environment.layer import Layer, create, put_stubs, read_marker, remember, restore
 from comfypod.environment.look import look
 from comfypod.environment.relocate import relocate
 from comfypod.environment.safety import clean
@@ -138,12 +139,42 @@ def test_a_layer_that_is_not_complete_is_made_again(lab: Lab, damage: str) -> No
 
 def test_stubs_that_were_cut_short_are_made_whole(lab: Lab) -> None:
     layer = lab.layer(stubs=False)
-    info = layer.image_dists["plain"].info
+    info = layer.image_dists["other"].info
     (layer.site / info).mkdir()
     put_stubs(layer)
     assert sorted(path.name for path in (layer.site / info).iterdir()) == ["INSTALLER", "METADATA", "RECORD"]
     assert states(layer) == {}
     assert scan(layer.site).keys() >= layer.image_dists.keys()
+
+
+_ENTRY_POINTS = "import importlib.metadata as m; print([e.value for e in m.entry_points(group='kit.group')])"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_the_image_registers_is_found_with_stubs_as_without(lab: Lab, *, before: bool) -> None:
+    """triton finds its GPU backends that way. Stubs of an earlier kind had no entry points."""
+    layer = lab.layer(stubs=False)
+    bare = lab.said(layer, _ENTRY_POINTS)
+    assert bare == "['plain']"
+    put_stubs(layer)
+    info = layer.site / layer.image_dists["plain"].info
+    if before:
+        remember(layer, stubs=True)
+        (info / "entry_points.txt").unlink()
+        shutil.rmtree(layer.site / layer.image_dists["other"].info)
+        put_stubs(layer)
+        assert states(layer) == {"other": "hidden"}
+    assert lab.said(layer, _ENTRY_POINTS) == bare
+
+
+@pytest.mark.parametrize("tool", [("pip", "uninstall", "-y"), ("uv", "pip", "uninstall")])
+def test_to_remove_a_stub_leaves_nothing_of_it_and_no_program_of_another(lab: Lab, tool: tuple[str, ...]) -> None:
+    layer = lab.layer()
+    program = layer.root / "bin" / "plain"
+    program.write_text("somebody's own")
+    assert lab.run(layer, *tool, "plain").returncode == 0
+    assert not (layer.site / layer.image_dists["plain"].info).exists()
+    assert program.exists()
 
 
 def test_b8_a_layer_works_where_its_volume_is_mounted_now(lab: Lab, tmp_path: Path) -> None:
