@@ -8,7 +8,7 @@ import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfypod.errors import BusyError, UsageError
 
@@ -97,10 +97,23 @@ def busy(listen: str, ports: Mapping[str, int]) -> tuple[Busy, ...]:
     return tuple(Busy(option, port, holders.get(port, "")) for option, port in taken.items())
 
 
+def resolve(address: str, port: int) -> tuple[int, int, int, Any]:
+    """Return family, kind, protocol and place of a socket that is to listen.
+
+    Raises:
+        OSError: nobody knows the address.
+        ValueError: it cannot be one.
+    """
+    # As bytes, a name that is plain anyway spares Python the tables of all others (encodings.idna).
+    host = address.encode() if address.isascii() else address
+    family, kind, number, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return family, kind, number, place
+
+
 def _opens(listen: str, port: int, option: str) -> bool:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(listen, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
+        family, kind, number, address = resolve(listen, port)
+        with socket.socket(family, kind, number) as probe:
             # As servers do: connections in TIME_WAIT do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)

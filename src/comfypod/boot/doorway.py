@@ -271,7 +271,7 @@ def _listen(address: str, port: int, option: str) -> socket.socket:
         UsageError: the address is not this machine's, or the port may not be opened.
     """
     try:
-        family, kind, number, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        family, kind, number, place = ports.resolve(address, port)
         door = socket.socket(family, kind, number)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(place)

@@ -20,7 +20,8 @@ _LONGEST_LINE = 1 << 16
 class Event:
     """A step of one node: `loading`, `over` whatever came of it, and what did: `loaded`, `failed`, `hung`, `aside`.
 
-    `begun` is that of ComfyUI itself, `without-record` that its imports are not taken from the record.
+    `begun` and `listens` are those of ComfyUI itself, `without-record` says that its imports are not taken from the
+    record.
     """
 
     pid: int

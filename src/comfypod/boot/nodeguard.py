@@ -170,6 +170,8 @@ class NodeGuard:
                 self._context.health.cold_start = ColdView("unused", event.reason)
             case "over":
                 self._crumb = ""
+            case "listens" if self._comfyui is not None:
+                self._comfyui.listens()
             case "hung":
                 self._put_aside({event.node: event.reason})
             case "loaded" | "failed" | "aside":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from comfypod.boot.services import Service
 
 _STARTUP_POLL = 0.05
+# Of a program that will say when it listens; a node may have closed its line.
+_UNTOLD_POLL = 0.5
 _WATCH_SECONDS = 5.0
 _MISSED_ANSWERS = 3
 _LOOKS_BEFORE_WEDGED = 12
@@ -94,7 +96,7 @@ class Supervised:
         self._changed = changed
         self._child: asyncio.subprocess.Process | None = None
         self._ready_at: float | None = None
-        self._ending = asyncio.Event()
+        self._ending, self._listens = asyncio.Event(), asyncio.Event()
         self._asked: Attempts | None = None
 
     @property
@@ -167,6 +169,7 @@ class Supervised:
     async def _one_run(self) -> int:
         self._ready_at, self._wedged, self.busy, self.prompts = None, None, False, 0
         self._silence = silence.begun(time.monotonic())
+        self._listens.clear()
         self._move(State.STARTING)
         try:
             child = await self._start(self.service, self.argv)
@@ -207,7 +210,22 @@ class Supervised:
                 self._move(State.READY)
             elif missed >= _MISSED_ANSWERS and self.state is State.READY:
                 self._move(State.DEGRADED)
-            await asyncio.sleep(_STARTUP_POLL if self.state is State.STARTING else self._beat)
+            await self._pause()
+
+    def listens(self) -> None:
+        """Take it from the child that it listens now: it is asked at once."""
+        self._listens.set()
+
+    async def _pause(self) -> None:
+        """Wait until it is time to ask again."""
+        if self.state is not State.STARTING:
+            await asyncio.sleep(self._beat)
+        elif self._listens.is_set() or not self.service.tells:
+            await asyncio.sleep(_STARTUP_POLL)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_UNTOLD_POLL):
+                    await self._listens.wait()
 
     @property
     def _beat(self) -> float:

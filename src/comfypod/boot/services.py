@@ -30,7 +30,8 @@ SAFE_MODE_ARGUMENT = "--disable-all-custom-nodes"
 class Service:
     """One program. It is ready when `path` on `host`:`port` answers 200.
 
-    Silent for `wedged_seconds` it is killed (`boot/silence.py`); 0 leaves it alone.
+    Silent for `wedged_seconds` it is killed (`boot/silence.py`); 0 leaves it alone. One that `tells` says when it
+    listens (`Supervised.listens`).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Service:
     stop_seconds: float
     keep: tuple[int, ...] = ()
     wedged_seconds: float = 0.0
+    tells: bool = False
 
     @property
     def url(self) -> str:
@@ -98,6 +100,7 @@ def comfyui(
         stop_seconds=settings.stop_seconds,
         keep=guard or (),
         wedged_seconds=settings.wedged_seconds,
+        tells=guard is not None,
     )
 
 

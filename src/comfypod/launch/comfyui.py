@@ -69,6 +69,7 @@ class _Launch:
 
     def _served(self) -> None:
         self._serving = dict(os.environ)
+        self._guard.tell("", "listens")
 
     def _execv(self, program: Any, words: Any) -> None:
         """Have a ComfyUI that replaces itself (ComfyUI-Manager's restart) come back with its guard.

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfypod.boot import process
 from comfypod.boot.policy import Limits
 from comfypod.boot.process import MOVES, State, Supervised
 from comfypod.boot.services import Service
+from comfypod.ports import choose_free
 
 
 def _service(*argv: str) -> Service:
@@ -92,6 +94,34 @@ def test_a_stop_before_the_first_step_ends_at_once() -> None:
 
     supervised = asyncio.run(scenario())
     assert (supervised.state, supervised.pid, supervised.failure_code) == (State.STOPPED, None, 0)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_child_that_tells_is_asked_when_it_listens_or_else_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, *, said: bool
+) -> None:
+    monkeypatch.setattr(process, "_UNTOLD_POLL", 300.0 if said else 0.2)
+
+    async def scenario() -> None:
+        port, listens, ready = choose_free(20000, like=0), asyncio.Event(), asyncio.Event()
+        argv = (sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", str(port))
+
+        def changed(child: Supervised) -> None:
+            if child.state is State.READY:
+                ready.set()
+
+        supervised = Supervised(replace(_service(*argv), port=port, tells=True), lambda _: listens.set(), changed)
+        running = asyncio.create_task(supervised.run())
+        async with asyncio.timeout(30):
+            await listens.wait()
+            if said:
+                assert not ready.is_set()
+                supervised.listens()
+            await ready.wait()
+        await supervised.stop()
+        await running
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

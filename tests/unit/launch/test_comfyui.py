@@ -103,6 +103,26 @@ def test_the_collector_rests_until_comfyui_listens_on_its_own_port(tmp_path: Pat
     assert plain == [1, 0, 1, 0, 1, 0, 0]
 
 
+def test_it_is_told_when_comfyui_listens_on_its_own_port_and_not_before(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("import sys\nprint('main', flush=True)\nsys.stdin.read(1)\n" + _COLLECTED)
+    (tmp_path / "cuda_malloc.py").touch()
+    heard: list[str] = []
+    line = GuardLine(lambda event: heard.append(event.state))
+    words = [",".join(map(str, line.descriptors)), str(tmp_path / "main.py"), "--port", str(choose_free(20000, like=0))]
+    with subprocess.Popen(
+        [sys.executable, str(LAUNCHER), *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=line.descriptors,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        line.hear()
+        before = list(heard)
+        process.communicate(b"\n", timeout=60)
+        line.hear()
+    assert "listens" not in before
+    assert heard == [*before, "listens"]
+
+
 def test_a_program_that_serves_on_no_port_keeps_its_collector(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("import gc; print(gc.isenabled())")
     assert _run(tmp_path / "main.py", "--quick-test-for-ci").stdout == "True\n"
