@@ -31,7 +31,7 @@ def main() -> None:
     for name, words in _commands(chosen.image, chosen.entrypoint, chosen.runs).items():
         if name not in (chosen.only or (name,)):
             continue
-        if name in {"start", "images"} and not chosen.image:
+        if name in {"start", "budgets", "images"} and not chosen.image:
             print(f"{name}: left out, for no --image is given", file=sys.stderr)
             continue
         print(f"{name} ...", file=sys.stderr)
@@ -53,8 +53,8 @@ def _commands(images: list[str], entrypoint: str | None, runs: int | None) -> di
     often = ["--runs", str(runs)] if runs else []
     compared = ["--entrypoint", entrypoint] if entrypoint else []
     return {
-        "start": [*images, *compared, *often], "restart": often, "boot": often, "cold": often, "seeding": often,
-        "downloads": often, "gateway": often, "images": images,
+        "start": [*images, *compared, *often], "budgets": [*images[:1], *often], "restart": often, "boot": often,
+        "cold": often, "seeding": often, "downloads": often, "gateway": often, "images": images,
     }  # fmt: skip
 
 

@@ -57,11 +57,10 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Seconds to ready and to the first picture, and by program what it used: seconds of processor, MB of memory."""
+    """Seconds to ready and to the first picture."""
 
     ready: float
     picture: float
-    used: Mapping[str, tuple[float, float]]
 
 
 def docker(*words: str) -> str:
@@ -145,11 +144,7 @@ class Bench:
 
         Where it learns, wait until it has noted which parts of libraries are used.
         """
-        throttle = {
-            "iops": ("--device-read-iops", f"{self._disk}:{self.chosen.iops}"),
-            "bandwidth": ("--device-read-bps", f"{self._disk}:{self.chosen.megabytes}mb"),
-        }.get(condition, ())
-        options = ("--network", "host", "--volume", f"{volume}:/workspace", *throttle, *way.options)
+        options = ("--network", "host", "--volume", f"{volume}:/workspace", *self._throttle(condition), *way.options)
         container = docker("create", *options, way.image, *way.words)
         try:
             if condition in {"cold", "iops", "bandwidth"}:
@@ -158,17 +153,24 @@ class Bench:
             began = time.monotonic()
             docker("start", container)
             ready = until(lambda: ask("/system_stats"), began, container)
-            used = usage(container)
             number = ask("/prompt", {"prompt": PICTURE})["prompt_id"]
             picture = until(lambda: ask(f"/history/{number}").get(number, {}).get("outputs"), began, container)
             if learns:
                 until((volume / ".comfypod" / "pages.json").exists, began, container)
-            return Start(ready, picture, used | {f"{name}, later": row for name, row in usage(container).items()})
+            return Start(ready, picture)
         finally:
             if way.name not in {BARE, SHELL}:
                 # The others are the container's first process, which hears no signal that it does not handle.
                 subprocess.run(["docker", "stop", "--time", "60", container], check=False, capture_output=True)
             docker("rm", "--force", "--volumes", container)
+
+    def _throttle(self, condition: str) -> tuple[str, ...]:
+        match condition:
+            case "iops":
+                return ("--device-read-iops", f"{self._disk}:{self.chosen.iops}")
+            case "bandwidth":
+                return ("--device-read-bps", f"{self._disk}:{self.chosen.megabytes}mb")
+        return ()
 
 
 def ask(path: str, body: Any = None) -> Any:
@@ -197,30 +199,6 @@ def until(done: Any, began: float, container: str) -> float:
             raise SystemExit("not ready in time")
         time.sleep(0.01)
     return time.monotonic() - began
-
-
-PROGRAMS = {"boot": "comfypod boot", "gateway": "comfypod.gateway", "jupyterlab": "jupyter"}
-
-
-def usage(container: str) -> dict[str, tuple[float, float]]:
-    """Return seconds of processor and MB of memory so far of comfypod's programs and JupyterLab."""
-    found: dict[str, tuple[float, float]] = {}
-    for line in docker("top", container, "-eo", "pid,args").splitlines()[1:]:
-        pid, _, words = line.strip().partition(" ")
-        for name, mark in PROGRAMS.items():
-            if mark in words and "tini" not in words:
-                with contextlib.suppress(OSError):
-                    found[name] = (_seconds(Path("/proc") / pid), _megabytes(Path("/proc") / pid))
-    return found
-
-
-def _seconds(process: Path) -> float:
-    return sum(int(task.read_text().split()[0]) for task in process.glob("task/*/schedstat")) / 1e9
-
-
-def _megabytes(process: Path) -> float:
-    lines = (process / "status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
 
 
 def measure(chosen: argparse.Namespace) -> list[Question]:
@@ -303,31 +281,6 @@ def _questions(condition: str, starts: Mapping[str, Sequence[Start]]) -> Iterato
     picture = {name: [start.picture for start in each] for name, each in starts.items()}
     yield Question(f"start-{condition}", f"Start to ready: {TITLES[condition]}", "seconds", ready, BARE, aim, aimed)
     yield Question(f"picture-{condition}", f"Start to the first picture: {TITLES[condition]}", "seconds", picture, BARE)
-    if condition == "warm":
-        yield from _budgets(starts[MOVE])
-
-
-def _budgets(starts: Sequence[Start]) -> Iterator[Question]:
-    names = [name for name in starts[0].used if all(name in start.used for start in starts)]
-    boot = {"boot": [start.used["boot"][0] * 1000 for start in starts]}
-    yield Question(
-        "boot-cpu",
-        "Processor time of boot up to ready",
-        "milliseconds",
-        {"budget": [300.0], **boot},
-        "budget",
-        1,
-        ("boot",),
-    )
-    for name, budget in (("boot", 40.0), ("gateway", 60.0)):
-        most = {name: [start.used[f"{name}, later"][1] for start in starts]}
-        yield Question(
-            f"{name}-memory", f"Most memory of {name}", "MB", {"budget": [budget], **most}, "budget", 1, (name,)
-        )
-    jupyter = [name for name in names if name.startswith("jupyterlab")]
-    if jupyter:
-        values = {name: [start.used[name][1] for start in starts] for name in jupyter}
-        yield Question("jupyterlab-memory", "Most memory of JupyterLab", "MB", values)
 
 
 def print_progress(condition: str, number: int, name: str, start: Start) -> None:
