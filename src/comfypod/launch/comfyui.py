@@ -35,6 +35,7 @@ class _Launch:
         self._serving: dict[str, str] | None = None
         self._at = _neighbour("imports").At
         self._standby: Any = None
+        self._inquiries: Any = None
         self._why_not = ""
 
     def prepare(self) -> None:
@@ -45,6 +46,10 @@ class _Launch:
             self._why_not = _neighbour("bundle").install(*record, sys.path[0], self._recall)
         os.execv = self._execv  # type: ignore[assignment]
         self._standby = _neighbour("standby") if more else None
+        inquiries = _neighbour("inquiries")
+        if inquiries.OPTION in sys.argv:
+            self._inquiries = inquiries.Inquiries()
+            self._inquiries.begin()
         _neighbour("collector").rest_until_served(sys.argv, self._served)
         if len(more) < 2:
             self._begin()
@@ -70,6 +75,8 @@ class _Launch:
     def _served(self) -> None:
         self._serving = dict(os.environ)
         self._guard.tell("", "listens")
+        if self._inquiries is not None:
+            self._inquiries.end()
 
     def _execv(self, program: Any, words: Any) -> None:
         """Have a ComfyUI that replaces itself (ComfyUI-Manager's restart) come back with its guard.

@@ -1,0 +1,39 @@
+"""What the real ComfyUI-Manager asks pip while it starts is what was asked ahead: no pip of its own runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit.pods import comfypod
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.scenarios.conftest import RealSite
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+def _started(log: Path) -> list[str]:
+    return re.findall(r"execve\(\S+ \[(.*)\], .* = 0", log.read_text())
+
+
+def test_comfyui_manager_starts_no_pip_and_says_what_it_has_seen(site: RealSite, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        assert not os.environ.get("CI"), "strace is not installed"
+        pytest.skip("strace is not installed")
+    log = tmp_path / "strace.log"
+    strace = ("strace", "-f", "-qq", "--seccomp-bpf", "-s", "400", "-e", "trace=execve", "-o", str(log))
+    done = comfypod(*site.up_arguments("--no-jupyter"), env=site.environ, seconds=960, prefix=strace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    started = _started(log)
+    assert [words for words in started if '"-m", "pip"' in words] == []
+    assert len([words for words in started if "inquiries.py" in words]) == 1
+    said = (site.layout.logs / "comfyui.log").read_text()
+    assert "[DONE] Security scan" in said
+    assert "Traceback" not in said.partition("Starting server")[0].partition("[START] ComfyUI-Manager")[0]

@@ -1,0 +1,141 @@
+"""What ComfyUI-Manager asks pip at its start, asked ahead: a main.py that asks it hears what it would hear without.
+
+pip is a package in the folder, which `python -m pip` finds first; it notes each time that it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit.launching import WAYS, launch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit.launching import Way
+
+_PIP = """
+import os, sys
+with open("ran", "a") as log:
+    log.write(" ".join(sys.argv[1:]) + "\\n")
+print("said", *sys.argv[1:], os.path.basename(sys.argv[0]), __name__, os.environ.get("PIP_KIT"), "\\r")
+print("wrong", *sys.argv[1:], file=sys.stderr)
+sys.exit(1 if "show" in sys.argv else 0)
+"""
+_MAIN = """
+import cuda_malloc
+import json, os, subprocess, sys
+
+def ask(*words, **options):
+    try:
+        return repr(subprocess.check_output([sys.executable, "-m", "pip", *words], **options))
+    except subprocess.CalledProcessError as error:
+        return repr((error.returncode, error.cmd, error.output, error.stderr))
+
+{before}
+print(ask("--version", stderr=subprocess.DEVNULL, timeout=30))
+print(ask("freeze", text=True))
+print(ask("show", "anthropic", text=True, stderr=subprocess.DEVNULL))
+print(ask("list", universal_newlines=True))
+print(ask("list"), flush=True)
+"""
+_ASKED = ["--version", "freeze", "list", "show anthropic"]
+_ASKED_PLAINLY = ["--version", "freeze", "list", "list", "show anthropic"]
+
+
+def _started(
+    folder: Path, way: Way, *, before: str = "", pip: str = _PIP, init: str = "", manager: bool = True
+) -> tuple[str, str, list[str]]:
+    """Start it in a folder of its own; return what it said, what of errors, and how often pip ran for what."""
+    base = folder / way
+    (base / "pip").mkdir(parents=True)
+    (base / "pip" / "__main__.py").write_text(pip)
+    (base / "pip" / "__init__.py").write_text(init)
+    (base / "cuda_malloc.py").touch()
+    (base / "main.py").write_text(_MAIN.replace("{before}", before))
+    words = ["--enable-manager"] if manager else []
+    with launch(way, base / "main.py", *words, cwd=base) as process:
+        said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 0, wrong
+    return said, wrong, sorted(line for log in base.rglob("ran") for line in log.read_text().splitlines())
+
+
+def test_what_pip_says_is_what_it_says_without_the_launcher(tmp_path: Path) -> None:
+    (said, wrong, ran), *others = (_started(tmp_path, way) for way in WAYS)
+    assert ran == _ASKED_PLAINLY
+    assert "said freeze __main__.py __main__ None" in said
+    assert wrong == "wrong freeze\nwrong list\nwrong list\n"
+    assert others == [(said, wrong, _ASKED)] * 2
+
+
+_CHANGES = {
+    "the environment": "os.environ['PIP_KIT'] = 'changed'",
+    "a module in the folder": "open('sitecustomize.py', 'w').close()",
+    "a package in the folder": "os.mkdir('email')",
+    "the folder": "os.mkdir('sub'); os.rename('pip', 'sub/pip'); os.chdir('sub')",
+    "what is installed": "os.mkdir(os.path.join(os.environ['PYTHONPATH'], 'a-1.0.dist-info'))",
+}
+# Until all of it has been asked.
+_WAIT = """
+import time
+while not os.path.exists("ran") or len(open("ran").readlines()) < 4:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+@pytest.mark.parametrize("way", ["launcher", "standby"])
+def test_where_anything_has_changed_pip_is_asked_when_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way, change: str
+) -> None:
+    (tmp_path / "packages").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    said, _, ran = _started(tmp_path, way, before=_WAIT + _CHANGES[change])
+    assert ran == sorted(_ASKED + _ASKED_PLAINLY)
+    assert ("changed" in said) == (change == "the environment")
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["os.mkdir('temp')", "os.environ['PATH'] = os.environ['PATH'].split(':')[0] + ':' + os.environ['PATH']"],
+)
+@pytest.mark.parametrize("way", ["launcher", "standby"])
+def test_what_comfyui_and_its_manager_do_before_they_ask_changes_nothing(tmp_path: Path, way: Way, before: str) -> None:
+    assert _started(tmp_path, way, before=_WAIT + before)[2] == _ASKED
+
+
+@pytest.mark.parametrize(
+    "pip",
+    ["import os\nos._exit(3)", "raise ValueError('why')", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"],
+)
+def test_a_pip_that_fails_fails_as_it_does_without_the_launcher(tmp_path: Path, pip: str) -> None:
+    note = "open('ran', 'a').write('x\\n')\n"
+    (said, _, _), *others = (_started(tmp_path, way, pip=note + pip) for way in WAYS)
+    assert [each[0] for each in others] == [said] * 2
+    assert len(said.splitlines()) == 5
+
+
+def test_where_nothing_was_answered_ahead_pip_is_asked_when_it_is_asked(tmp_path: Path) -> None:
+    ends = "import os, sys\nif sys.argv[0].endswith('inquiries.py'): os._exit(1)\n"
+    plain, ours = (_started(tmp_path, way, init=ends) for way in ("plain", "launcher"))
+    assert ours == plain
+
+
+@pytest.mark.parametrize("way", ["launcher", "standby"])
+def test_nothing_is_asked_where_there_is_no_manager(tmp_path: Path, way: Way) -> None:
+    before = "print(json.dumps(type(subprocess.check_output).__name__))"
+    said, _, ran = _started(tmp_path, way, before=before, manager=False)
+    assert json.loads(said.splitlines()[0]) == "function"
+    assert ran == _ASKED_PLAINLY
+
+
+def test_other_questions_and_other_options_are_not_ours(tmp_path: Path) -> None:
+    before = """
+print(ask("freeze", stderr=subprocess.STDOUT), ask("freeze", "--all"), ask("freeze", env={"PIP_KIT": "1"}))
+print(subprocess.check_output(["echo", "a"]), subprocess.check_output("echo b", shell=True))
+"""
+    (said, _, _), *others = (_started(tmp_path, way, before=before) for way in WAYS)
+    assert [each[0] for each in others] == [said] * 2
