@@ -57,11 +57,11 @@ def free_port() -> int:
 
 
 def comfypod(
-    *arguments: str, env: dict[str, str] | None = None, seconds: float = 60, prefix: tuple[str, ...] = ()
+    *arguments: str, env: dict[str, str] | None = None, seconds: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Run one `comfypod` command to its end, as a user would."""
     return subprocess.run(
-        [*prefix, sys.executable, "-m", "comfypod", *arguments],
+        [sys.executable, "-m", "comfypod", *arguments],
         capture_output=True, text=True, timeout=seconds, env={**os.environ, **(env or {})}, check=False,
     )  # fmt: skip
 

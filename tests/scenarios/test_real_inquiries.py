@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit.pods import comfypod
+from comfypod import control
+from tests.kit.lab import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +31,18 @@ def test_comfyui_manager_starts_no_pip_and_says_what_it_has_seen(site: RealSite,
         assert not os.environ.get("CI"), "strace is not installed"
         pytest.skip("strace is not installed")
     log = tmp_path / "strace.log"
-    strace = ("strace", "-f", "-qq", "--seccomp-bpf", "-s", "400", "-e", "trace=execve", "-o", str(log))
-    done = comfypod(*site.up_arguments("--no-jupyter"), env=site.environ, seconds=960, prefix=strace)
-    assert done.returncode == 0, done.stdout + done.stderr
+    strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-s", "400", "-e", "trace=execve", "-o", str(log)]
+    argv = [*strace, sys.executable, "-m", "comfypod", *site.up_arguments("--no-jupyter")]
+    # It follows the pod until that ends.
+    with subprocess.Popen(
+        argv, env={**os.environ, **site.environ, "COMFYPOD_STANDBY": "off"}, stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            address = f"http://127.0.0.1:{site.ports[2]}"
+            until(lambda: (control.status(address) or {}).get("phase") == "ready", "ready", 120)
+        finally:
+            site.down()
+        assert process.wait(60) == 0
     started = _started(log)
     assert [words for words in started if '"-m", "pip"' in words] == []
     assert len([words for words in started if "inquiries.py" in words]) == 1
