@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 def _started(log: Path) -> list[str]:
-    return re.findall(r"execve\(\S+ \[(.*)\], .* = 0", log.read_text())
+    """Return the arguments of all programs; each process has a file of its own, so that no line is in two parts."""
+    texts = [path.read_text() for path in log.parent.glob(f"{log.name}.*")]
+    return [words for text in texts for words in re.findall(r"execve\(\S+ \[(.*)\], .* = 0", text)]
 
 
 def test_comfyui_manager_starts_no_pip_and_says_what_it_has_seen(site: RealSite, tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_comfyui_manager_starts_no_pip_and_says_what_it_has_seen(site: RealSite,
         assert not os.environ.get("CI"), "strace is not installed"
         pytest.skip("strace is not installed")
     log = tmp_path / "strace.log"
-    strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-s", "400", "-e", "trace=execve", "-o", str(log)]
+    strace = ["strace", "-ff", "-qq", "--seccomp-bpf", "-s", "400", "-e", "trace=execve", "-o", str(log)]
     argv = [*strace, sys.executable, "-m", "comfypod", *site.up_arguments("--no-jupyter")]
     # It follows the pod until that ends.
     with subprocess.Popen(

@@ -6,6 +6,7 @@ numbers are those of open descriptors, see `guard.py` and, for the last two, `st
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -48,8 +49,10 @@ class _Launch:
         self._standby = _neighbour("standby") if more else None
         inquiries = _neighbour("inquiries")
         if inquiries.OPTION in sys.argv:
-            self._inquiries = inquiries.Inquiries()
-            self._inquiries.begin()
+            # Without a thread or a file more, ComfyUI waits for pip as ever.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._inquiries = inquiries.Inquiries()
+                self._inquiries.begin()
         _neighbour("collector").rest_until_served(sys.argv, self._served)
         if len(more) < 2:
             self._begin()

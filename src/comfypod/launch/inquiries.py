@@ -26,6 +26,7 @@ _MODULES = (
 )  # fmt: skip
 # What changes how pip is found, what it finds and how it says so.
 _MATTERS = ("HOME", "LANG", "LC_", "PATH", "PIP_", "PYTHON", "VIRTUAL_ENV", "XDG_")
+_INSTALLED = (".dist-info", ".egg-info", ".egg-link", ".pth")
 _UNDERSTOOD = frozenset({"text", "universal_newlines", "stderr", "timeout"})
 
 
@@ -41,11 +42,13 @@ class _Question:
 
     def end(self, code: int | None = None) -> None:
         """Keep what was said, and no file."""
-        self.said, self.wrong = (os.pread(file, os.fstat(file).st_size, 0) for file in self.files)
-        self.code = code
-        for file in self.files:
-            os.close(file)
-        self.over.set()
+        try:
+            self.said, self.wrong = (os.pread(file, os.fstat(file).st_size, 0) for file in self.files)
+            self.code = code
+        finally:
+            self.over.set()
+            for file in self.files:
+                os.close(file)
 
 
 class Inquiries:
@@ -54,14 +57,14 @@ class Inquiries:
     def __init__(self) -> None:
         self._plain = subprocess.check_output
         # What lies in the folder of the program itself is on no path of pip's.
-        self._places = [place for place in sys.path[1:] if os.path.isdir(place)]
+        self._places = sys.path[1:]
         self._facts = self._look()
         self._questions = [_Question() for _ in _QUESTIONS]
 
     def begin(self) -> None:
         """Ask, in a thread."""
-        subprocess.check_output = self._check_output
         threading.Thread(target=self._ask, args=(self._questions,), daemon=True, name="inquiries").start()
+        subprocess.check_output = self._check_output
 
     def end(self) -> None:
         """Stand there no more."""
@@ -72,38 +75,43 @@ class Inquiries:
     def _ask(self, questions: list[_Question]) -> None:
         files = [file for question in questions for file in question.files]
         argv = [sys.executable, os.path.abspath(__file__), *map(str, files)]
-        left = dict(enumerate(questions))
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError),
-            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=files) as process,
-        ):
-            assert process.stdout is not None  # noqa: S101
-            for line in process.stdout:
-                number, code = map(int, line.split())
-                left.pop(number).end(code)
-        for question in left.values():
-            question.end()
+        try:
+            with (
+                contextlib.suppress(OSError, ValueError),
+                subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=files) as process,
+            ):
+                assert process.stdout is not None  # noqa: S101
+                for line in process.stdout:
+                    number, code = map(int, line.split())
+                    questions[number].end(code)
+        finally:
+            # Whoever waits for one waits for ever otherwise.
+            for question in questions:
+                if not question.over.is_set():
+                    question.end()
 
     def _look(self) -> Any:
         """Return what the answers depend on, None where that cannot be told."""
         try:
-            folder, times = os.getcwd(), {place: os.stat(place).st_mtime_ns for place in self._places}
+            folder, environ = os.getcwd(), dict(os.environ)
+            installed = [_installed(place) for place in self._places]
             entries = os.listdir(folder)
-        except OSError:
+        except (OSError, KeyError, RuntimeError):
             return None
         # pip looks there first, and ComfyUI makes and removes a folder of its own there.
         names = {name for name in entries if "." in name or name in sys.stdlib_module_names or name == "pip"}
-        environ = {name: value for name, value in os.environ.items() if name.startswith(_MATTERS)}
+        environ = {name: value for name, value in environ.items() if name.startswith(_MATTERS)}
         # ComfyUI-Manager puts Python's folder in front, which is there already.
         path = list(dict.fromkeys(environ.pop("PATH", "").split(os.pathsep)))
-        return folder, times, names, environ, path
+        return folder, installed, names, environ, path, [_facts(place) for place in _settings(environ)]
 
     def _check_output(self, *words: Any, **options: Any) -> Any:
         question = self._asked(words, options)
         if question is None:
             return self._plain(*words, **options)
-        if options.get("stderr") is None:
-            os.write(2, question.wrong)
+        if options.get("stderr") is None and question.wrong:
+            with contextlib.suppress(OSError):
+                os.write(2, question.wrong)
         shown: Any = question.said
         if options.get("text") or options.get("universal_newlines"):
             shown = io.TextIOWrapper(io.BytesIO(question.said)).read()
@@ -119,36 +127,65 @@ class Inquiries:
             return None
         for asked, question in zip(_QUESTIONS, self._questions, strict=False):
             if words[0] == [sys.executable, "-m", "pip", *asked]:
-                if not question.over.wait(options.get("timeout")):
-                    raise subprocess.TimeoutExpired(words[0], options["timeout"])
-                return question if question.code is not None and self._look() == self._facts else None
+                # The caller's patience is for pip alone, which may be quicker without the others.
+                heard = question.over.wait(options.get("timeout")) and question.code is not None
+                return question if heard and self._look() == self._facts else None
         return None
 
 
-def answer(files: list[int]) -> None:
-    """Be pip for each question, in a child that has its modules already; print the number of each, and its exit code.
+def _facts(place: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(place)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
-    `files` are what each says and what it says of errors, in turn.
+
+def _installed(place: str) -> Any:
+    """Return what tells when something is installed in a folder or removed: some file systems do not keep its time."""
+    if not os.path.isdir(place):
+        return _facts(place)
+    return _facts(place), {name for name in os.listdir(place) if name.endswith(_INSTALLED)}
+
+
+def _settings(environ: dict[str, str]) -> list[str]:
+    """Return where pip may have its settings (pip's own documentation, "Configuration")."""
+    home = environ.get("HOME", "")
+    places = [environ.get("PIP_CONFIG_FILE", ""), "/etc/pip.conf", os.path.join(sys.prefix, "pip.conf")]
+    own = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    return [*places, os.path.join(own, "pip", "pip.conf"), os.path.join(home, ".pip", "pip.conf")]
+
+
+def answer(files: list[int]) -> None:
+    """Be pip for each question, in a process that has its modules already, and print the number and exit code of each.
+
+    `files` are what each says and what it says of errors, in turn. A child waits for each, so that it is told at once.
     """
-    if not sys.flags.safe_path:
-        # As it is with `python -m`.
-        sys.path[0] = os.getcwd()
-    for name in _MODULES:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    running = {}
+    # pip is found as with `python -m`, from the folder on, and imports nothing else from there.
+    front = [] if sys.flags.safe_path else [os.getcwd()]
+    sys.path[: 0 if sys.flags.safe_path else 1] = front
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pip")
+    del sys.path[: len(front)]
     for number, words in enumerate(_QUESTIONS):
-        pid = os.fork()
-        if not pid:
-            for place, file in enumerate(files[2 * number : 2 * number + 2], start=1):
-                os.dup2(file, place)
-            sys.argv[1:] = words
-            runpy.run_module("pip", run_name="__main__", alter_sys=True)
-            sys.exit()
-        running[pid] = number
-    while running:
-        pid, status = os.wait()
-        os.write(1, b"%d %d\n" % (running.pop(pid), os.waitstatus_to_exitcode(status)))
+        if number == 1:
+            # The first one needs none of them, and has little time.
+            for name in _MODULES:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
+        if os.fork():
+            continue
+        if pid := os.fork():
+            os.write(1, b"%d %d\n" % (number, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+            os._exit(0)
+        for place, file in enumerate(files[2 * number : 2 * number + 2], start=1):
+            os.dup2(file, place)
+        sys.argv[1:] = words
+        sys.path[:0] = front
+        runpy.run_module("pip", run_name="__main__", alter_sys=True)
+        sys.exit()
+    for _ in _QUESTIONS:
+        os.wait()
 
 
 if __name__ == "__main__":

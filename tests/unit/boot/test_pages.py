@@ -19,6 +19,8 @@ _LARGEST = int(_LARGE_PAGE.read_text()) if _LARGE_PAGE.exists() else 2 << 20
 
 def test_the_parts_that_were_touched_are_told_and_no_other_file(tmp_path: Path) -> None:
     # What a line may end with elsewhere is a letter of a name to the kernel.
+    if _LARGEST > 32 << 20:
+        pytest.skip(f"this kernel's large pages are of {_LARGEST >> 20} MiB")
     touched = 2 * _LARGEST + _LARGEST // 2
     large, other = tmp_path / "lar\x1cge\u2028 \udcff.so", tmp_path / "other.so"
     for path in (large, other):

@@ -115,6 +115,8 @@ def test_a_child_that_tells_is_asked_when_it_listens_or_else_now_and_then(
         async with asyncio.timeout(30):
             await listens.wait()
             if said:
+                # Long enough for a few questions of those that are put twenty times a second.
+                await asyncio.sleep(0.5)
                 assert not ready.is_set()
                 supervised.listens()
             await ready.wait()

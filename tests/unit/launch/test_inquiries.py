@@ -6,10 +6,14 @@ pip is a package in the folder, which `python -m pip` finds first; it notes each
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from comfypod.launch import inquiries
 from tests.kit.launching import WAYS, launch
 
 if TYPE_CHECKING:
@@ -51,13 +55,14 @@ def _started(
 ) -> tuple[str, str, list[str]]:
     """Start it in a folder of its own; return what it said, what of errors, and how often pip ran for what."""
     base = folder / way
-    (base / "pip").mkdir(parents=True)
+    (base / "pip").mkdir(parents=True, exist_ok=True)
     (base / "pip" / "__main__.py").write_text(pip)
     (base / "pip" / "__init__.py").write_text(init)
-    (base / "cuda_malloc.py").touch()
-    (base / "main.py").write_text(_MAIN.replace("{before}", before))
+    (base / "core").mkdir()
+    (base / "core" / "cuda_malloc.py").touch()
+    (base / "core" / "main.py").write_text(_MAIN.replace("{before}", before))
     words = ["--enable-manager"] if manager else []
-    with launch(way, base / "main.py", *words, cwd=base) as process:
+    with launch(way, base / "core" / "main.py", *words, cwd=base) as process:
         said, wrong = process.communicate(timeout=60)
     assert process.returncode == 0, wrong
     return said, wrong, sorted(line for log in base.rglob("ran") for line in log.read_text().splitlines())
@@ -116,6 +121,62 @@ def test_a_pip_that_fails_fails_as_it_does_without_the_launcher(tmp_path: Path, 
     (said, _, _), *others = (_started(tmp_path, way, pip=note + pip) for way in WAYS)
     assert [each[0] for each in others] == [said] * 2
     assert len(said.splitlines()) == 5
+
+
+def test_what_lies_in_the_folder_is_imported_by_no_pip_of_ours_either(tmp_path: Path) -> None:
+    """pip takes the folder off the path before it imports anything: this one would break it."""
+    internal = "import os, sys\nif sys.path[0] == os.getcwd(): sys.path.pop(0)\nimport pip._internal.commands.freeze\n"
+    for way in WAYS:
+        commands = tmp_path / way / "pip" / "_internal" / "commands"
+        commands.mkdir(parents=True)
+        for folder in (commands, commands.parent):
+            (folder / "__init__.py").touch()
+        (commands / "freeze.py").write_text("import token; token.EXACT_TOKEN_TYPES")
+        (tmp_path / way / "token.py").write_text("open('imported', 'w').close()")
+    (said, _, _), *others = (_started(tmp_path, way, pip=internal + _PIP) for way in WAYS)
+    assert [(each[0], each[2]) for each in others] == [(said, _ASKED)] * 2
+    assert list(tmp_path.rglob("imported")) == []
+
+
+def test_the_first_question_does_not_wait_for_what_the_others_need(tmp_path: Path) -> None:
+    """It is asked with a limit of a few seconds, after which ComfyUI-Manager takes pip for broken."""
+    commands = tmp_path / "launcher" / "pip" / "_internal" / "commands"
+    commands.mkdir(parents=True)
+    for folder in (commands, commands.parent):
+        (folder / "__init__.py").touch()
+    (commands / "freeze.py").write_text("import time\nwhile 'version' not in open('asked').read(): time.sleep(0.05)")
+    (tmp_path / "launcher" / "asked").touch()
+    before = "ask('--version'); open('asked', 'w').write('version')"
+    assert _started(tmp_path, "launcher", before=before)[2] == _ASKED
+
+
+def test_a_limit_of_time_is_for_pip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: b"plain")
+    ours = inquiries.Inquiries()
+    monkeypatch.setattr(ours, "_ask", lambda _: None)
+    ours.begin()
+    assert subprocess.check_output([sys.executable, "-m", "pip", "--version"], timeout=0.1) == b"plain"
+    ours.end()
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_whatever_ends_the_questioner_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: b"plain")
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    ours = inquiries.Inquiries()
+    ours.begin()
+    assert subprocess.check_output([sys.executable, "-m", "pip", "freeze"]) == b"plain"
+    ours.end()
+    assert subprocess.check_output.__name__ == "<lambda>"
+    for thread in threading.enumerate():
+        if thread.name == "inquiries":
+            thread.join(30)
 
 
 def test_where_nothing_was_answered_ahead_pip_is_asked_when_it_is_asked(tmp_path: Path) -> None:
