@@ -18,6 +18,7 @@ _ALONE = {
     "launch/comfyui.py",
     "launch/guard.py",
     "launch/imports.py",
+    "launch/inquiries.py",
     "launch/packages.py",
     "launch/record.py",
     "launch/standby.py",
