@@ -40,5 +40,5 @@ def test_e2_comfyui_that_a_containers_memory_limit_kills_is_said_with_limit_and_
         assert told.startswith("comfyui ran out of memory and was killed (limit 268 MB")
         assert local.exec(container.id, ["comfypod", "health", "--live"]).ok
         # Asked all the time, it takes memory itself: whom the kernel ends then, it is not the pod.
-        until(lambda: container.status().get("phase") == "failed", "given up", 60)
+        container.wait_for("failed", 60, pause=0.005)
         assert local.exec(container.id, ["comfypod", "health", "--live"]).ok

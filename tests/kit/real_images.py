@@ -248,7 +248,7 @@ class Container:
         """Wait until it is ready; its logs stand in the failure."""
         return self.wait_for("ready", seconds)
 
-    def wait_for(self, phase: str, seconds: float = 180.0) -> dict[str, Any]:
+    def wait_for(self, phase: str, seconds: float = 180.0, pause: float = 0.5) -> dict[str, Any]:
         deadline, seen = time.monotonic() + seconds, {}
         while time.monotonic() < deadline:
             seen = self.status()
@@ -257,7 +257,7 @@ class Container:
             state = self.engine.container(self.id)
             if state is None or not state.running:
                 break
-            time.sleep(0.5)
+            time.sleep(pause)
         raise AssertionError(f"never {phase}: {seen.get('reasons')}; {self.engine.logs(self.id)[-4000:]}")
 
     def python(self, code: str, interpreter: str = "/opt/venv/bin/python") -> str:
