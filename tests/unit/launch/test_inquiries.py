@@ -81,6 +81,7 @@ _CHANGES = {
     "a module in the folder": "open('sitecustomize.py', 'w').close()",
     "a package in the folder": "os.mkdir('email')",
     "the folder": "os.mkdir('sub'); os.rename('pip', 'sub/pip'); os.chdir('sub')",
+    "pip's settings": "open(os.environ['PIP_CONFIG_FILE'], 'w').close()",
     "what is installed": "os.mkdir(os.path.join(os.environ['PYTHONPATH'], 'a-1.0.dist-info'))",
 }
 # Until all of it has been asked.
@@ -98,6 +99,7 @@ def test_where_anything_has_changed_pip_is_asked_when_it_is_asked(
 ) -> None:
     (tmp_path / "packages").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     said, _, ran = _started(tmp_path, way, before=_WAIT + _CHANGES[change])
     assert ran == sorted(_ASKED + _ASKED_PLAINLY)
     assert ("changed" in said) == (change == "the environment")
@@ -118,9 +120,10 @@ def test_what_comfyui_and_its_manager_do_before_they_ask_changes_nothing(tmp_pat
 )
 def test_a_pip_that_fails_fails_as_it_does_without_the_launcher(tmp_path: Path, pip: str) -> None:
     note = "open('ran', 'a').write('x\\n')\n"
-    (said, _, _), *others = (_started(tmp_path, way, pip=note + pip) for way in WAYS)
+    (said, _, ran), *others = (_started(tmp_path, way, pip=note + pip) for way in WAYS)
     assert [each[0] for each in others] == [said] * 2
     assert len(said.splitlines()) == 5
+    assert [len(ran), *(len(each[2]) for each in others)] == [len(_ASKED_PLAINLY), len(_ASKED), len(_ASKED)]
 
 
 def test_what_lies_in_the_folder_is_imported_by_no_pip_of_ours_either(tmp_path: Path) -> None:
