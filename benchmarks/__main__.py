@@ -2,7 +2,7 @@
 
 Runs each benchmark by itself, one after the other, and writes to the folder what it found as JSON, a report in Markdown
 and a plot for each question. Those that start containers need an image and root. `--only NAME...` runs some of them,
-`--runs N` sets how often each measures.
+`--runs N` sets how often each measures. CI runs some of them on the host, with `--check`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.question import Question, machine, report
+from benchmarks.question import CHECK, Question, check, machine, report
+
+NAMES = ("start", "budgets", "restart", "boot", "cold", "seeding", "downloads", "gateway", "images")
 
 
 def main() -> None:
@@ -23,39 +25,44 @@ def main() -> None:
     )
     parser.add_argument("--image", action="append", default=[], help="to start containers of; may be repeated")
     parser.add_argument("--entrypoint", help="a shell entrypoint to compare with")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of: " + ", ".join(_commands([], None, None)))
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of them")
+    parser.add_argument("--upgrade-from", metavar="IMAGE", help="also weigh what an upgrade of that image fetches")
     parser.add_argument("--runs", type=int, help="rounds of each (default: each benchmark's own)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks-report"), metavar="FOLDER")
+    parser.add_argument("--check", action="store_true", help=CHECK)
     chosen = parser.parse_args()
-    before, found = machine(), list[Question]()
-    for name, words in _commands(chosen.image, chosen.entrypoint, chosen.runs).items():
-        if name not in (chosen.only or (name,)):
-            continue
-        if name in {"start", "budgets", "images"} and not chosen.image:
+    before, found, failed = machine(), list[Question](), list[str]()
+    for name, words in _commands(chosen).items():
+        if name in {"start", "images"} and not chosen.image:
             print(f"{name}: left out, for no --image is given", file=sys.stderr)
             continue
         print(f"{name} ...", file=sys.stderr)
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *words, "--json"], stdout=subprocess.PIPE, check=False
-        )
+        argv = [sys.executable, "-m", f"benchmarks.{name}", *words, "--json"]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
         if done.returncode:
-            print(f"{name}: ended with {done.returncode}, and is not in the report", file=sys.stderr)
+            failed.append(f"{name}: ended with {done.returncode}, and is not in the report")
             continue
         found += [
             Question(**{**question, "aimed": tuple(question["aimed"])})
             for question in json.loads(done.stdout)["questions"]
         ]
         _write(chosen.output, found, before)
+    print(report(found, before))
+    if failed:
+        raise SystemExit("\n".join(failed))
+    if chosen.check:
+        check(found)
 
 
-def _commands(images: list[str], entrypoint: str | None, runs: int | None) -> dict[str, list[str]]:
-    """Return the arguments of each benchmark, in the order in which they run."""
-    often = ["--runs", str(runs)] if runs else []
-    compared = ["--entrypoint", entrypoint] if entrypoint else []
-    return {
-        "start": [*images, *compared, *often], "budgets": [*images[:1], *often], "restart": often, "boot": often,
-        "cold": often, "seeding": often, "downloads": often, "gateway": often, "images": images,
-    }  # fmt: skip
+def _commands(chosen: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the arguments of each benchmark that was chosen, in the order in which they run."""
+    often = ["--runs", str(chosen.runs)] if chosen.runs else []
+    own = {
+        "start": [*chosen.image, *(["--entrypoint", chosen.entrypoint] if chosen.entrypoint else [])],
+        "budgets": chosen.image[:1],
+        "images": [*chosen.image, *(["--upgrade-from", chosen.upgrade_from] if chosen.upgrade_from else [])],
+    }
+    return {name: [*own.get(name, []), *(often if name != "images" else [])] for name in chosen.only}
 
 
 def _write(folder: Path, questions: list[Question], before: str) -> None:

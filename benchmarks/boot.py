@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.question import Question, run
 from comfypod import control, podfile
@@ -29,17 +28,20 @@ from comfypod.workspace.layout import Layout
 
 PORTS = {"port": "18188", "jupyter_port": "18888", "control_port": "18189"}
 CONTROL = f"http://127.0.0.1:{PORTS['control_port']}"
-STATS = f"http://127.0.0.1:{PORTS['port']}/system_stats"
 POLL = 0.01
 LONGEST = 300.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """One start: seconds to ready, and boot's own moments where it was boot."""
+    """One start: seconds to ready, and boot's own moments where it was boot.
+
+    `cpu` is the milliseconds of processor that bare ComfyUI took up to then, with the programs that it ran.
+    """
 
     seconds: float
     moments: dict[str, float]
+    cpu: float = 0.0
 
 
 def prepare(workspace: Path) -> podfile.PodFile:
@@ -53,13 +55,14 @@ def prepare(workspace: Path) -> podfile.PodFile:
     return podfile.load(Layout(workspace).pod_file)
 
 
-def wait_ready(process: subprocess.Popen[bytes], began: float) -> float:
+def wait_ready(process: subprocess.Popen[bytes], began: float, port: str = PORTS["port"]) -> float:
     """Return the seconds from `began` to ComfyUI's first answer."""
+    stats = f"http://127.0.0.1:{port}/system_stats"
     while time.monotonic() - began < LONGEST:
         if process.poll() is not None:
             raise SystemExit(f"the process ended with {process.returncode}")
         try:
-            with urllib.request.urlopen(STATS, timeout=5) as answer:
+            with urllib.request.urlopen(stats, timeout=5) as answer:
                 if answer.status == 200:
                     return time.monotonic() - began
         except (urllib.error.URLError, OSError):
@@ -67,34 +70,48 @@ def wait_ready(process: subprocess.Popen[bytes], began: float) -> float:
     raise SystemExit("not ready in time")
 
 
-def start(argv: list[str], env: dict[str, str], cwd: Path) -> tuple[subprocess.Popen[bytes], float]:
-    """Start a program with its output thrown away; return it and when."""
-    began = time.monotonic()
-    process = subprocess.Popen(argv, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return process, began
+def milliseconds(pid: int, *, children: bool = False) -> float:
+    """Return the processor time of a process so far, threads that have ended included (proc(5): utime and stime).
+
+    With `children`, also that of those that it has waited for.
+    """
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, words[11 : 15 if children else 13])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
-def bare(pod: podfile.PodFile, workspace: Path) -> Run:
+def bare(pod: podfile.PodFile, workspace: Path, port: str = PORTS["port"], *words: str) -> Run:
     """Start ComfyUI as anyone would."""
     tree = Layout(workspace).comfyui
-    argv = [pod.python, str(tree / "main.py"), *pod.comfyui_args, "--port", PORTS["port"], "--disable-auto-launch"]
-    process, began = start(argv, child_environ(os.environ, Path(pod.python), workspace), tree)
-    seconds = wait_ready(process, began)
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
-    return Run(seconds, {})
+    argv = [pod.python, str(tree / "main.py"), *pod.comfyui_args, "--port", port, "--disable-auto-launch", *words]
+    began = time.monotonic()
+    process = subprocess.Popen(
+        argv, env=child_environ(os.environ, Path(pod.python), workspace), cwd=tree,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        seconds, cpu = wait_ready(process, began, port), milliseconds(process.pid, children=True)
+    finally:
+        process.terminate()
+        process.wait(30)
+    return Run(seconds, {}, cpu)
 
 
-def booted(pod_path: Path, workspace: Path) -> Run:
-    """Start the same under boot, with JupyterLab."""
+def boot(workspace: Path, *flags: str, log: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """Start boot on a workspace that has been prepared, with JupyterLab."""
     given = [f"--set={name}={value}" for name, value in {**PORTS, "workspace": str(workspace)}.items()]
-    argv = [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(pod_path), *given]
+    argv = [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(Layout(workspace).pod_file), *given, *flags]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.Popen(argv, env=env, cwd=workspace, stdout=log, stderr=subprocess.DEVNULL)
+
+
+def booted(workspace: Path) -> Run:
+    """Start the same under boot."""
     ports, answers = {"gateway": int(PORTS["port"]), "control plane": int(PORTS["control_port"])}, dict[str, float]()
     asking = [threading.Thread(target=first_answer, args=(name, port, answers)) for name, port in ports.items()]
     for thread in asking:
         thread.start()
-    process, began = start(argv, env, workspace)
+    began = time.monotonic()
+    process = boot(workspace)
     seconds = wait_ready(process, began)
     status: dict[str, Any] = {}
     while not _all_ready(status):
@@ -137,9 +154,9 @@ def measure(chosen: argparse.Namespace) -> list[Question]:
         pairs: list[tuple[Run, Run]] = []
         for number in range(chosen.runs + 1):
             # Each goes first in turn, so that what one leaves behind favors neither.
-            first_booted = booted(Layout(workspace).pod_file, workspace) if number % 2 else None
+            first_booted = booted(workspace) if number % 2 else None
             plain = bare(pod, workspace)
-            pair = (plain, first_booted or booted(Layout(workspace).pod_file, workspace))
+            pair = (plain, first_booted or booted(workspace))
             print(f"run {number}: bare {pair[0].seconds:.2f} s, boot {pair[1].seconds:.2f} s", file=sys.stderr)
             pairs.append(pair)
     starts = {

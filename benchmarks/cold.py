@@ -20,7 +20,6 @@ from benchmarks.question import Question, run
 from comfypod import podfile
 from comfypod.boot import readahead
 from comfypod.environment import recording
-from comfypod.workspace.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +81,7 @@ def start(way: str, pod: PodFile, workspace: Path) -> float:
     if way == "bare":
         return bare(pod, workspace).seconds
     os.environ["COMFYPOD_COLD_START"] = "off" if way == "off" else "auto"
-    return booted(Layout(workspace).pod_file, workspace).seconds
+    return booted(workspace).seconds
 
 
 def measure(pod: PodFile, workspace: Path, chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:

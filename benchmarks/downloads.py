@@ -190,8 +190,8 @@ def memory(folder: Path, size: int) -> float:
 def asked(chosen: argparse.Namespace) -> list[Question]:
     """Have each fetch the file in turn, and the door a sparse one for its memory."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-", dir=chosen.folder) as name:
-        found = {} if chosen.memory else measure(Path(name), int(chosen.gib * 1024) << 20, chosen.runs)
         most = [memory(Path(name), int((chosen.memory or chosen.gib) * (1 << 30)))]
+        found = {} if chosen.memory else measure(Path(name), int(chosen.gib * 1024) << 20, chosen.runs)
     budget = {"budget": [150.0], "comfypod": most}
     return [
         *(_question(number, what, rows) for number, (what, rows) in enumerate(found.items())),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
+CHECK = "exit with 1 where what was aimed at is missed, by the medians and by run"
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Values in `unit` by way, one a run, measured in turn; each way is compared with the way `base`.
@@ -49,8 +52,21 @@ class Question:
         ratio = self.ratio(way)
         if self.target is None or ratio is None or way not in self.aimed:
             return ""
-        met = ratio >= self.target if self.more_is_better else ratio <= self.target
-        return f"{'at least' if self.more_is_better else 'at most'} {self.target:g}: {'met' if met else 'missed'}"
+        wanted = "at least" if self.more_is_better else "at most"
+        return f"{wanted} {self.target:g}: {'met' if self._meets(ratio) else 'missed'}"
+
+    def _meets(self, ratio: float) -> bool:
+        assert self.target is not None
+        return ratio >= self.target if self.more_is_better else ratio <= self.target
+
+    def missed(self) -> list[str]:
+        """Say which ways miss the target, by the medians and by run: one of these alone is what a busy moment does."""
+        found = []
+        for way in self.aimed if self.target is not None else ():
+            ratios = [ratio for ratio in (self.ratio(way), self.ratio_by_run(way)) if ratio is not None]
+            if ratios and not any(map(self._meets, ratios)):
+                found.append(f"{self.title}: {way} {self.verdict(way)}, {ratios[0]:.3f}")
+        return found
 
     def shown(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
@@ -67,18 +83,21 @@ class Question:
         return "\n".join(rows)
 
     def plot(self, path: Path) -> None:
-        """Draw every run as a dot and the median as a bar, one row a way (SVG)."""
+        """Draw every run as a dot, or percentiles where there are more than 100, and the median as a bar (SVG)."""
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
         mpl.rcParams.update({"svg.hashsalt": self.name, "svg.fonttype": "none", "font.family": "sans-serif"})
+        # A step of an image may have dollars in it, which is no formula.
+        mpl.rcParams["text.parse_math"] = False
         figure = Figure(figsize=(7.5, 0.8 + 0.4 * len(self.values)), layout="constrained")
         axes = figure.subplots()
         names = list(self.values)[::-1]
         for row, name in enumerate(names):
             values = self.values[name]
             axes.barh(row, statistics.median(values), height=0.55, color="#c9d7ea" if name == self.base else "#7aa6d8")
-            axes.plot(values, [row] * len(values), "o", color="#203040", markersize=3)
+            dots = values if len(values) <= 100 else statistics.quantiles(values, n=100)
+            axes.plot(dots, [row] * len(dots), "o", color="#203040", markersize=3)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel(self.unit)
         axes.set_title(self.title, fontsize=10, loc="left")
@@ -118,6 +137,7 @@ def run(
     options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw a plot for each question there")
+    parser.add_argument("--check", action="store_true", help=CHECK)
     chosen, before = parser.parse_args(), machine()
     questions = measure(chosen)
     if chosen.plots:
@@ -126,3 +146,11 @@ def run(
             question.plot(chosen.plots / f"{question.name}.svg")
     whole = {"machine": before, "questions": [question.shown() for question in questions]}
     print(json.dumps(whole, indent=1) if chosen.json else report(questions, before))
+    if chosen.check:
+        check(questions)
+
+
+def check(questions: Sequence[Question]) -> None:
+    """Exit with 1 where what was aimed at was missed, and say what."""
+    if missed := [line for question in questions for line in question.missed()]:
+        raise SystemExit("\n".join(missed))

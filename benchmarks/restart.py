@@ -8,8 +8,6 @@ of `/system_stats` through the gateway, the end of the old ComfyUI included.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,11 +16,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from benchmarks.boot import CONTROL, LONGEST, POLL, PORTS, prepare
+from benchmarks import boot
+from benchmarks.boot import CONTROL, LONGEST, POLL, PORTS
 from benchmarks.question import Question, run
 from comfypod import control, podfile
-from comfypod.workspace.children import child_environ
-from comfypod.workspace.layout import Layout
 
 GATEWAY = f"http://127.0.0.1:{PORTS['port']}"
 BARE_PORT = "18190"
@@ -42,19 +39,9 @@ def answers(url: str, began: float) -> float:
 
 
 def bare(pod: podfile.PodFile, workspace: Path) -> float:
-    """Start ComfyUI as anyone would."""
-    tree = Layout(workspace).comfyui
+    """Start ComfyUI as anyone would, beside the pod's."""
     database = f"sqlite:///{workspace.parent / 'bare.db'}"
-    argv = [pod.python, str(tree / "main.py"), *pod.comfyui_args, "--port", BARE_PORT, "--disable-auto-launch"]
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [*argv, "--database-url", database], env=child_environ(os.environ, Path(pod.python), workspace), cwd=tree,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    seconds = answers(f"http://127.0.0.1:{BARE_PORT}", began)
-    process.terminate()
-    process.wait(30)
-    return seconds
+    return boot.bare(pod, workspace, BARE_PORT, "--database-url", database).seconds
 
 
 def status() -> dict[str, Any]:
@@ -103,17 +90,14 @@ def asked(chosen: argparse.Namespace) -> list[Question]:
     """Boot a pod with a standby, and measure."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
         workspace = Path(folder) / "workspace"
-        pod = prepare(workspace)
-        given = [f"--set={name}={value}" for name, value in {**PORTS, "workspace": str(workspace)}.items()]
-        argv = [sys.executable, "-P", "-m", "comfypod", "boot", "--pod", str(Layout(workspace).pod_file), *given]
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        booted = subprocess.Popen([*argv, "--set=standby=on"], env=env, stdout=subprocess.DEVNULL)
+        pod = boot.prepare(workspace)
+        process = boot.boot(workspace, "--set=standby=on")
         try:
             answers(GATEWAY, time.monotonic())
             found, size = measure(pod, workspace, chosen.runs)
         finally:
-            booted.terminate()
-            booted.wait(60)
+            process.terminate()
+            process.wait(60)
     return [
         Question("restart", "ComfyUI again, until it answers", "seconds", found, "bare", 0.35, ("standby",)),
         Question(

@@ -139,14 +139,27 @@ class Bench:
                 "/workspace/ComfyUI",
             )
 
+    @contextlib.contextmanager
+    def container(self, way: Way, volume: Path, condition: str = "warm") -> Iterator[str]:
+        """Give a container that has been created and not started; end it as its way allows, and remove it."""
+        options = ("--network", "host", "--volume", f"{volume}:/workspace", *self._throttle(condition), *way.options)
+        container = docker("create", *options, way.image, *way.words)
+        try:
+            yield container
+        finally:
+            if way.name not in {BARE, SHELL}:
+                # The others are the container's first process, which hears no signal that it does not handle.
+                subprocess.run(["docker", "stop", "--time", "60", container], check=False, capture_output=True)
+            docker("rm", "--force", "--volumes", container)
+
     def start(self, way: Way, volume: Path, condition: str, *, learns: bool = False) -> Start:
         """Start a container, wait for ComfyUI and for a picture, and remove it.
 
         Where it learns, wait until it has noted which parts of libraries are used.
         """
-        options = ("--network", "host", "--volume", f"{volume}:/workspace", *self._throttle(condition), *way.options)
-        container = docker("create", *options, way.image, *way.words)
-        try:
+        if ask("/system_stats"):
+            raise SystemExit(f"something answers on port {PORT} already; stop it first")
+        with self.container(way, volume, condition) as container:
             if condition in {"cold", "iops", "bandwidth"}:
                 os.sync()
                 Path("/proc/sys/vm/drop_caches").write_text("3")
@@ -158,11 +171,6 @@ class Bench:
             if learns:
                 until((volume / ".comfypod" / "pages.json").exists, began, container)
             return Start(ready, picture)
-        finally:
-            if way.name not in {BARE, SHELL}:
-                # The others are the container's first process, which hears no signal that it does not handle.
-                subprocess.run(["docker", "stop", "--time", "60", container], check=False, capture_output=True)
-            docker("rm", "--force", "--volumes", container)
 
     def _throttle(self, condition: str) -> tuple[str, ...]:
         match condition:

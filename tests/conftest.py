@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -29,8 +30,12 @@ def _no_settings_of_the_caller() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs root for anyone else, with the reason shown; under CI that is a failure of the run.
 
-    What emulates another machine runs only when `-m` names it.
+    What emulates another machine runs only when `-m` names it. With `--dist loadgroup` each of the folders is done by
+    one worker, as its tests share images and stores.
     """
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder))
     if "arm64" not in config.getoption("markexpr"):
         emulating = [item for item in items if item.get_closest_marker("arm64")]
         items[:] = [item for item in items if item not in emulating]

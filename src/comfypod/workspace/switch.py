@@ -199,13 +199,16 @@ def tidy(layout: Layout) -> None:
 @contextlib.contextmanager
 def _undone_on_error(layout: Layout) -> Iterator[None]:
     """Remove what was staged when staging is given up, so that nobody waits for the next boot to have the room back."""
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(_unstage, layout)
         yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            layout.journal.unlink(missing_ok=True)
-            journal.clear(layout)
-        raise
+        undo.pop_all()
+
+
+def _unstage(layout: Layout) -> None:
+    with contextlib.suppress(OSError):
+        layout.journal.unlink(missing_ok=True)
+        journal.clear(layout)
 
 
 def _stage(

@@ -23,6 +23,30 @@ def test_what_was_missed_is_said_whichever_way_is_better() -> None:
     assert _TIMES.verdict("bare") == ""
 
 
+def test_a_target_counts_as_missed_where_the_medians_and_the_runs_miss_it() -> None:
+    assert _RATES.missed() == ["Rate: ours at least 0.95: missed, 0.900"]
+    medians_alone, runs_alone = [0.9, 1.9, 1.0], [5.0, 1.6, 7.2]
+    for ours in (medians_alone, runs_alone):
+        values = {"bare": [1.0, 2.0, 9.0], "ours": ours}
+        assert Question("t", "Time", "seconds", values, "bare", 0.85, ("ours",)).missed() == []
+    assert Question("n", "No target", "s", {"bare": [1.0], "ours": [9.0]}, "bare").missed() == []
+
+
+@pytest.mark.parametrize("shape", [[], ["--json"]])
+def test_a_benchmark_that_is_checked_ends_with_1_where_a_target_is_missed_and_prints_its_figures(
+    shape: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1.0, 1.0, 1.0))
+    monkeypatch.setattr("sys.argv", ["benchmark", *shape])
+    run("A benchmark.", lambda _: [_TIMES, _RATES])
+    plain = capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["benchmark", *shape, "--check"])
+    with pytest.raises(SystemExit, match=r"ours at least 0\.95: missed"):
+        run("A benchmark.", lambda _: [_TIMES, _RATES])
+    assert capsys.readouterr().out == plain
+    run("A benchmark.", lambda _: [_TIMES])
+
+
 def test_a_report_has_every_question_with_its_table() -> None:
     told = report([_TIMES, _RATES], "a machine", plots=True)
     assert "| ours | 2.000 | 2.000 | 6.000 | 0.667 | 1.000 | at most 0.7: met |" in told
