@@ -2,7 +2,7 @@
 
 Runs each benchmark by itself, one after the other, and writes to the folder what it found as JSON, a report in Markdown
 and a plot for each question. Those that start containers need an image and root. `--only NAME...` runs some of them,
-`--runs N` sets how often each measures. CI runs some of them on the host, with `--check`.
+`--runs N` sets how often each measures. CI runs some of them one by one, with `--check`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.question import CHECK, Question, check, machine, report
+from benchmarks.question import CHECK, Question, machine, missed, report
 
 NAMES = ("start", "budgets", "restart", "boot", "cold", "seeding", "downloads", "gateway", "images")
 
@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--image", action="append", default=[], help="to start containers of; may be repeated")
     parser.add_argument("--entrypoint", help="a shell entrypoint to compare with")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="some of them")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="some of them")
     parser.add_argument("--upgrade-from", metavar="IMAGE", help="also weigh what an upgrade of that image fetches")
     parser.add_argument("--runs", type=int, help="rounds of each (default: each benchmark's own)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks-report"), metavar="FOLDER")
@@ -34,6 +34,8 @@ def main() -> None:
     before, found, failed = machine(), list[Question](), list[str]()
     for name, words in _commands(chosen).items():
         if name in {"start", "images"} and not chosen.image:
+            if chosen.only:
+                parser.error(f"{name} needs an --image")
             print(f"{name}: left out, for no --image is given", file=sys.stderr)
             continue
         print(f"{name} ...", file=sys.stderr)
@@ -48,10 +50,8 @@ def main() -> None:
         ]
         _write(chosen.output, found, before)
     print(report(found, before))
-    if failed:
+    if failed := [*failed, *(missed(found) if chosen.check else ())]:
         raise SystemExit("\n".join(failed))
-    if chosen.check:
-        check(found)
 
 
 def _commands(chosen: argparse.Namespace) -> dict[str, list[str]]:
@@ -62,7 +62,7 @@ def _commands(chosen: argparse.Namespace) -> dict[str, list[str]]:
         "budgets": chosen.image[:1],
         "images": [*chosen.image, *(["--upgrade-from", chosen.upgrade_from] if chosen.upgrade_from else [])],
     }
-    return {name: [*own.get(name, []), *(often if name != "images" else [])] for name in chosen.only}
+    return {name: [*own.get(name, []), *(often if name != "images" else [])] for name in chosen.only or NAMES}
 
 
 def _write(folder: Path, questions: list[Question], before: str) -> None:

@@ -33,10 +33,11 @@ SHARE = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod that has been started: its log so far, and its processes, a number and a command line in each row."""
+    """A pod that has been started: its log so far, its processes, a number and a command line a row, does it run?"""
 
     log: Callable[[], str]
-    processes: Callable[[], str]
+    rows: Callable[[], str]
+    runs: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +53,48 @@ def in_container(bench: start.Bench, way: start.Way) -> Iterator[Pod]:
     """Boot a container."""
     with bench.container(way, bench.volume(way, "later")) as name:
         start.docker("start", name)
-        yield Pod(lambda: start.docker("logs", name), lambda: start.docker("top", name, "-eo", "pid,args"))
+        yield Pod(
+            lambda: start.docker("logs", name), lambda: start.docker("top", name, "-eo", "pid,args"),
+            lambda: start.docker("inspect", "--format", "{{.State.Running}}", name) == "true",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
 def on_this_machine(workspace: Path) -> Iterator[Pod]:
     """Boot a pod on a workspace that has been prepared."""
     place = workspace.parent / "log"
-    with place.open("wb") as log, boot.boot(workspace, log=log) as process:
+    with place.open("wb") as log, boot.pod(workspace, log=log) as process:
         words = ("ps", "-ww", "-o", "pid,args", "--pid", str(process.pid), "--ppid", str(process.pid))
-        try:
-            yield Pod(place.read_text, lambda: subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-        finally:
-            process.terminate()
+        yield Pod(
+            place.read_text, lambda: subprocess.run(words, check=True, capture_output=True, text=True).stdout,
+            lambda: process.poll() is None,
+        )  # fmt: skip
 
 
 def until_said(pod: Pod, words: str) -> None:
     """Wait until a pod's log has some words."""
     deadline = time.monotonic() + start.LONGEST
     while words not in pod.log():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"the pod does not say {words!r}")
+        if time.monotonic() > deadline or not pod.runs():
+            raise SystemExit(f"the pod has ended or does not say {words!r}: {pod.log()[-2000:]}")
         time.sleep(POLL)
 
 
-def processes(pod: Pod) -> dict[str, int]:
-    """Return the numbers of comfypod's programs and of JupyterLab."""
-    rows = [line.strip().partition(" ") for line in pod.processes().splitlines()[1:]]
+def programs(pod: Pod) -> dict[str, int]:
+    """Return the process numbers of comfypod's programs and of JupyterLab."""
+    rows = [line.strip().partition(" ") for line in pod.rows().splitlines()[1:]]
     return {
         name: int(number) for number, _, words in rows for name, mark in PROGRAMS.items()
         if mark in words and "tini" not in words
     }  # fmt: skip
 
 
-def used(pod: Pod) -> Used:
+def once(pod: Pod) -> Used:
     """Wait for a pod and JupyterLab, and return what they took."""
     until_said(pod, READY)
-    cpu = {name: boot.milliseconds(number) for name, number in processes(pod).items() if name != "jupyterlab"}
+    cpu = {name: boot.milliseconds(number) for name, number in programs(pod).items() if name != "jupyterlab"}
     until_said(pod, JUPYTER)
-    return Used(cpu, {name: _megabytes(number) for name, number in processes(pod).items()})
+    return Used(cpu, {name: _megabytes(number) for name, number in programs(pod).items()})
 
 
 def _megabytes(number: int) -> float:
@@ -109,7 +113,7 @@ def _of_containers(folder: Path, chosen: argparse.Namespace) -> list[Question]:
     bench, every = start.Bench(folder, chosen), list[Used]()
     for _ in range(chosen.runs + 1):
         with in_container(bench, way) as pod:
-            every.append(used(pod))
+            every.append(once(pod))
     cpu = [_beside(name, "cpu", "milliseconds", [each.cpu[name] for each in every[1:]]) for name in ("boot", "gateway")]
     return cpu + _memory(every[1:])
 
@@ -120,7 +124,7 @@ def _of_this_machine(folder: Path, runs: int) -> list[Question]:
     for _ in range(runs + 1):
         bare.append(boot.bare(prepared, workspace).cpu)
         with on_this_machine(workspace) as pod:
-            every.append(used(pod))
+            every.append(once(pod))
     taken = {"bare ComfyUI": bare[1:]} | {name: [each.cpu[name] for each in every[1:]] for name in ("boot", "gateway")}
     title = "Processor time up to ready, of a pod on this machine"
     return [Question("cpu-share", title, "milliseconds", taken, "bare ComfyUI", SHARE, ("boot",)), *_memory(every[1:])]

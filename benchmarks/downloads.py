@@ -184,6 +184,7 @@ def memory(folder: Path, size: int) -> float:
         sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
         argv = [sys.executable, "-c", program, f"{URL}/capped/sparse", str(folder / "sparse"), sha256]
         said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    (folder / "sparse").unlink()
     return next(int(line.split()[1]) / 1000 for line in said.splitlines() if line.startswith("VmHWM"))
 
 

@@ -62,7 +62,9 @@ class Question:
     def missed(self) -> list[str]:
         """Say which ways miss the target, by the medians and by run: one of these alone is what a busy moment does."""
         found = []
-        for way in self.aimed if self.target is not None else ():
+        for way in self.values if self.target is not None else ():
+            if way not in self.aimed:
+                continue
             ratios = [ratio for ratio in (self.ratio(way), self.ratio_by_run(way)) if ratio is not None]
             if ratios and not any(map(self._meets, ratios)):
                 found.append(f"{self.title}: {way} {self.verdict(way)}, {ratios[0]:.3f}")
@@ -146,11 +148,10 @@ def run(
             question.plot(chosen.plots / f"{question.name}.svg")
     whole = {"machine": before, "questions": [question.shown() for question in questions]}
     print(json.dumps(whole, indent=1) if chosen.json else report(questions, before))
-    if chosen.check:
-        check(questions)
+    if chosen.check and (lines := missed(questions)):
+        raise SystemExit("\n".join(lines))
 
 
-def check(questions: Sequence[Question]) -> None:
-    """Exit with 1 where what was aimed at was missed, and say what."""
-    if missed := [line for question in questions for line in question.missed()]:
-        raise SystemExit("\n".join(missed))
+def missed(questions: Sequence[Question]) -> list[str]:
+    """Say which ways of any of the questions miss what is aimed at."""
+    return [line for question in questions for line in question.missed()]

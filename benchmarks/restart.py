@@ -8,6 +8,7 @@ of `/system_stats` through the gateway, the end of the old ComfyUI included.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,25 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import boot
-from benchmarks.boot import CONTROL, LONGEST, POLL, PORTS
 from benchmarks.question import Question, run
 from comfypod import control, podfile
 
-GATEWAY = f"http://127.0.0.1:{PORTS['port']}"
+GATEWAY = f"http://127.0.0.1:{boot.PORTS['port']}"
 BARE_PORT = "18190"
 WAYS = ("bare", "standby", "without")
-
-
-def answers(url: str, began: float) -> float:
-    """Return the seconds from `began` to the first 200 of `/system_stats`."""
-    while time.monotonic() - began < LONGEST:
-        try:
-            with urllib.request.urlopen(f"{url}/system_stats", timeout=5) as answer:
-                if answer.status == 200:
-                    return time.monotonic() - began
-        except (urllib.error.URLError, OSError):
-            time.sleep(POLL)
-    raise SystemExit("not ready in time")
 
 
 def bare(pod: podfile.PodFile, workspace: Path) -> float:
@@ -46,38 +34,46 @@ def bare(pod: podfile.PodFile, workspace: Path) -> float:
 
 def status() -> dict[str, Any]:
     """Ask the pod."""
-    return control.status(CONTROL) or {}
+    return control.status(boot.CONTROL) or {}
 
 
-def restart(starts: int) -> float:
+def restart(process: subprocess.Popen[bytes], starts: int) -> float:
     """Restart the pod's ComfyUI; `starts` says how many starts the standby shall have been by then."""
     began = time.monotonic()
     request = urllib.request.Request(f"{GATEWAY}/_pod/do/restart", b"{}")
-    with urllib.request.urlopen(request, timeout=LONGEST):
-        seconds = answers(GATEWAY, began)
+    with urllib.request.urlopen(request, timeout=boot.LONGEST):
+        seconds = boot.wait_ready(process, began)
     # It is counted a moment later.
     deadline = time.monotonic() + 10
-    while status()["standby"]["starts"] < starts and time.monotonic() < deadline:
-        time.sleep(POLL)
-    if status()["standby"]["starts"] != starts:
-        raise SystemExit(f"not the start that was to be measured: {status()['standby']}")
+    while (seen := status()["standby"])["starts"] < starts and time.monotonic() < deadline:
+        time.sleep(boot.POLL)
+    if seen["starts"] != starts:
+        raise SystemExit(f"not the start that was to be measured: {seen}")
     return seconds
 
 
-def standby_waits() -> int:
+def standby_waits(process: subprocess.Popen[bytes]) -> int:
     """Wait until the standby waits; return the bytes that it has."""
-    while (view := status()["standby"])["state"] != "waiting":
-        time.sleep(0.5)
-    return int(view["memory_bytes"])
+
+    def size() -> int:
+        view = status().get("standby", {})
+        return int(view["memory_bytes"]) if view.get("state") == "waiting" else 0
+
+    return boot.until(size, process, "a standby waits", 0.5)
 
 
-def measure(pod: podfile.PodFile, workspace: Path, runs: int) -> tuple[dict[str, list[float]], int]:
+def measure(
+    prepared: podfile.PodFile, workspace: Path, process: subprocess.Popen[bytes], runs: int
+) -> tuple[dict[str, list[float]], int]:
     """Measure each way in turn; the first round is not counted."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     size = 0
     for number in range(runs + 1):
-        size = standby_waits()
-        round_ = {"bare": bare(pod, workspace), "standby": restart(number + 1), "without": restart(number + 1)}
+        size = standby_waits(process)
+        round_ = {
+            "bare": bare(prepared, workspace), "standby": restart(process, number + 1),
+            "without": restart(process, number + 1),
+        }  # fmt: skip
         print(
             f"run {number}: " + ", ".join(f"{way} {seconds:.2f} s" for way, seconds in round_.items()), file=sys.stderr
         )
@@ -90,14 +86,10 @@ def asked(chosen: argparse.Namespace) -> list[Question]:
     """Boot a pod with a standby, and measure."""
     with tempfile.TemporaryDirectory(prefix="comfypod-bench-") as folder:
         workspace = Path(folder) / "workspace"
-        pod = boot.prepare(workspace)
-        process = boot.boot(workspace, "--set=standby=on")
-        try:
-            answers(GATEWAY, time.monotonic())
-            found, size = measure(pod, workspace, chosen.runs)
-        finally:
-            process.terminate()
-            process.wait(60)
+        prepared = boot.prepare(workspace)
+        with boot.pod(workspace, "--set=standby=on") as process:
+            boot.wait_ready(process, time.monotonic())
+            found, size = measure(prepared, workspace, process, chosen.runs)
     return [
         Question("restart", "ComfyUI again, until it answers", "seconds", found, "bare", 0.35, ("standby",)),
         Question(

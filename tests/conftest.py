@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 # A slow disk or a busy machine is no failure; speed is measured in benchmarks/.
 settings.register_profile("comfypod", deadline=None)
@@ -27,15 +31,23 @@ def _no_settings_of_the_caller() -> None:
         del os.environ[name]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give a worker whole folders, as their tests share images and stores."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.split("/")[1]
+
+    return Folders(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs root for anyone else, with the reason shown; under CI that is a failure of the run.
 
-    What emulates another machine runs only when `-m` names it. With `--dist loadgroup` each of the folders is done by
-    one worker, as its tests share images and stores.
+    What emulates another machine runs only when `-m` names it.
     """
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder))
     if "arm64" not in config.getoption("markexpr"):
         emulating = [item for item in items if item.get_closest_marker("arm64")]
         items[:] = [item for item in items if item not in emulating]

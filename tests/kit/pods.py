@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -42,17 +45,24 @@ raise SystemExit(cli.run(sys.argv[2:], time.monotonic()))
 """
 
 
-_GIVEN: set[int] = set()
+def _ports() -> Iterator[int]:
+    """Yield ports without an end: below those that the kernel gives to whoever asks, and apart for each worker."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = 12_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    yield from itertools.cycle(
+        random.SystemRandom().sample(range(20_000 + size * worker, 20_000 + size * (worker + 1)), size)
+    )
+
+
+_PORTS = _ports()
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago, each only once: the kernel may give out the same twice in a row."""
+    """Return a port that was free a moment ago, and that nobody else is given for long."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _GIVEN:
-            _GIVEN.add(port)
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
 
 

