@@ -53,16 +53,17 @@ def http_url(host: str, port: int, *, secure: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def choose_free(begin: int, like: int, host: str = "127.0.0.1") -> int:
+def choose_free(begin: int, like: int | None = None, host: str = "127.0.0.1") -> int:
     """Return a free port below those that the kernel hands out, so that no outgoing connection takes it meanwhile.
 
     It is one of five thousand from `begin` on, so that two services that do not listen yet never choose the same, and
-    the one that `like` leads to where that is free, so that it stays: ComfyUI names its logs after its port.
+    the one that `like` leads to, if given, where that is free, so that it stays: ComfyUI names its logs after its port.
 
     Raises:
         BusyError: none of many that were tried is free.
     """
-    for offset in (like % _SPAN, *(secrets.randbelow(_SPAN) for _ in range(200))):
+    offsets = [secrets.randbelow(_SPAN) for _ in range(200)]
+    for offset in offsets if like is None else (like % _SPAN, *offsets):
         port = begin + offset
         if _opens(host, port, "--port"):
             return port

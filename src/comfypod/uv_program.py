@@ -22,6 +22,8 @@ _MISLEADING = frozenset({
     "UV_EXCLUDE_NEWER", "UV_NO_BINARY", "UV_NO_BINARY_PACKAGE", "UV_NO_BUILD", "UV_NO_BUILD_ISOLATION",
     "UV_NO_BUILD_PACKAGE", "UV_ONLY_BINARY", "UV_OVERRIDE", "UV_SYSTEM_PYTHON", "VIRTUAL_ENV",
 })  # fmt: skip
+# What uv says is read line by line.
+UNFOLDED = {"COLUMNS": "10000"}
 _MISMATCH = re.compile(r"Hash mismatch for `([^`]+)`")
 _DISK = re.compile(r"^.*\(os error (13|28|30|122)\).*$", re.MULTILINE)
 _PATH = re.compile(r"/[^\s`\":]+")
@@ -54,7 +56,7 @@ def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without what would mislead uv, and with pip's index where uv has none of its own."""
     kept = {name: value for name, value in environ.items() if name not in _MISLEADING}
     # A slow disk is no reason to give up on bytecode.
-    return {"UV_COMPILE_BYTECODE_TIMEOUT": "1800", **kept, **index(environ)}
+    return {"UV_COMPILE_BYTECODE_TIMEOUT": "1800", **kept, **index(environ), **UNFOLDED}
 
 
 def index(environ: Mapping[str, str]) -> dict[str, str]:

@@ -144,7 +144,7 @@ class Place:
     def make(self, base: Path | str = "", **environ: str) -> None:
         """Make the record."""
         argv = [str(self.python), str(RECORDER), str(self.record), KEY, str(base), str(self.core / "main.py")]
-        port = str(choose_free(20000, like=0))
+        port = str(choose_free(20000))
         done = subprocess.run(
             [*argv, "--port", port], env={**self.environ, **environ}, cwd=self.layer, capture_output=True, text=True,
             check=False,
@@ -171,7 +171,7 @@ class Place:
         return [event.reason for event in self.heard if event.state == "without-record"]
 
     def _shown(self, launcher: list[str], keep: tuple[int, ...], code: str) -> dict[str, Any]:
-        port = str(choose_free(20000, like=0))
+        port = str(choose_free(20000))
         argv = [str(self.python), *launcher, str(self.core / "main.py"), "--port", port]
         env = {**self.environ, "PYTHONPATH": str(self.layer), "CODE": code}
         done = subprocess.run(argv, env=env, pass_fds=keep, capture_output=True, text=True, check=False, timeout=60)

@@ -46,11 +46,11 @@ raise SystemExit(cli.run(sys.argv[2:], time.monotonic()))
 
 
 def _ports() -> Iterator[int]:
-    """Yield ports without an end: below those that the kernel gives to whoever asks, and apart for each worker."""
+    """Yield ports without an end: below those that boot and the kernel choose from, and apart for each worker."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    size = 12_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    size = 8_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     yield from itertools.cycle(
-        random.SystemRandom().sample(range(20_000 + size * worker, 20_000 + size * (worker + 1)), size)
+        random.SystemRandom().sample(range(10_000 + size * worker, 10_000 + size * (worker + 1)), size)
     )
 
 

@@ -93,7 +93,7 @@ def _command(start: Recorded, path: Path, folder: str) -> list[str]:
     words = [start.python, str(RECORDER), str(path), start.environment, start.base]
     words += [os.path.join(start.tree, "main.py"), *start.arguments]
     words += [] if "--cpu" in start.arguments else ["--cpu"]
-    words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000, like=0)), "--disable-auto-launch"]
+    words += ["--listen", "127.0.0.1", "--port", str(ports.choose_free(26000)), "--disable-auto-launch"]
     words += ["--base-directory", folder]
     return [*words, *(("--database-url", "sqlite:///:memory:") if _has_database(Path(start.tree)) else ())]
 

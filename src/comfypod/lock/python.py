@@ -125,7 +125,7 @@ def _write_inputs(
 
 def _environ() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
-    return {**kept, **uv_program.index(os.environ)}
+    return {**kept, **uv_program.index(os.environ), **uv_program.UNFOLDED}
 
 
 def _refusal(done: proc.Completed, python: str, arch: str) -> LockError:

@@ -103,7 +103,7 @@ def test_a_child_that_tells_is_asked_when_it_listens_or_else_now_and_then(
     monkeypatch.setattr(process, "_UNTOLD_POLL", 300.0 if said else 0.2)
 
     async def scenario() -> None:
-        port, listens, ready = choose_free(20000, like=0), asyncio.Event(), asyncio.Event()
+        port, listens, ready = choose_free(20000), asyncio.Event(), asyncio.Event()
         argv = (sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", str(port))
 
         def changed(child: Supervised) -> None:

@@ -96,7 +96,7 @@ print(json.dumps([*states, "listen" in vars(socket.socket)]))
 
 def test_the_collector_rests_until_comfyui_listens_on_its_own_port(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(_COLLECTED)
-    arguments = ("--port", "1", "--port", str(choose_free(20000, like=0)))
+    arguments = ("--port", "1", "--port", str(choose_free(20000)))
     done = [_run(tmp_path / "main.py", *arguments, way=way) for way in WAYS]
     plain, *others = ([int(state) for state in json.loads(each.stdout)] for each in done)
     assert others == [[0, 0, 0, 0, 1, 1, 0]] * 2
@@ -108,7 +108,7 @@ def test_it_is_told_when_comfyui_listens_on_its_own_port_and_not_before(tmp_path
     (tmp_path / "cuda_malloc.py").touch()
     heard: list[str] = []
     line = GuardLine(lambda event: heard.append(event.state))
-    words = [",".join(map(str, line.descriptors)), str(tmp_path / "main.py"), "--port", str(choose_free(20000, like=0))]
+    words = [",".join(map(str, line.descriptors)), str(tmp_path / "main.py"), "--port", str(choose_free(20000))]
     with subprocess.Popen(
         [sys.executable, str(LAUNCHER), *words],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=line.descriptors,

@@ -238,5 +238,5 @@ def test_a_comfyui_that_serves_and_replaces_itself_with_the_same_has_boot_start_
     served = "if os.environ.get('X') or sys.argv[3:]: raise SystemExit(7)\n"
     main.write_text(_SERVES.replace("BEFORE", f"{served}{change}"))
     record = Record(tmp_path)
-    with begin(main, "--port", str(choose_free(20000, like=0)), numbers=(record.descriptor,)) as process:
+    with begin(main, "--port", str(choose_free(20000)), numbers=(record.descriptor,)) as process:
         assert process.wait(60) == (AGAIN if ends else 7)

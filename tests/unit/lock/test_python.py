@@ -151,7 +151,10 @@ def test_the_environment_of_the_user_does_not_decide(
     assert versions(resolved(console, "lib")) == {"lib": "2.0"}
 
 
-def test_no_solution_is_a_lock_error_in_uvs_own_words(wheels: Path, console: Console) -> None:
+def test_no_solution_is_a_lock_error_in_uvs_own_words_however_narrow_the_terminal(
+    wheels: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
     build_wheel(wheels, "user", "1.0", requires=["lib>=3"])
     with pytest.raises(LockError, match="No solution found") as caught:
         resolved(console, "user")

@@ -48,7 +48,9 @@ LOCKS = st.builds(
         max_size=2,
     ).map(tuple),
     models=st.lists(
-        st.builds(schema.LockedModel, ITEMS, TEXT, NAMES, NAMES, HEX, st.integers(1, 2**50)), max_size=2
+        st.builds(schema.LockedModel, ITEMS, TEXT, NAMES, NAMES, HEX, st.integers(1, 2**50)),
+        max_size=2,
+        unique_by=lambda model: model.place,
     ).map(tuple),
 )  # fmt: skip
 
