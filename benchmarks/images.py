@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -50,8 +51,9 @@ def measure(chosen: argparse.Namespace) -> list[Question]:
         found.append(Question(f"layers-{name}", f"Layers of {image}", "MB", _layers(engine, image)))
     if chosen.upgrade_from:
         fetched = changed_bytes(engine, chosen.upgrade_from, chosen.images[0])
-        rows = {step: [size / _MB] for step, size in fetched.items()} | {"whole": [sum(fetched.values()) / _MB]}
-        title = f"What a machine that has {chosen.upgrade_from} fetches for {chosen.images[0]}, compressed"
+        rows = {_numbered(*key.split(" ", 1)): [size / _MB] for key, size in fetched.items()}
+        rows["whole"] = [sum(fetched.values()) / _MB]
+        title = f"Fetched for {chosen.images[0]} where {chosen.upgrade_from} is, compressed"
         found.append(Question("upgrade", title, "MB", rows))
     return found
 
@@ -80,7 +82,13 @@ def _layers(engine: Engine, image: str) -> dict[str, list[float]]:
     found = engine.image(image)
     assert found is not None
     rows = enumerate(layer for layer in found.layers if layer.size)
-    return {f"{number} `{layer.step[:80] or 'base'}`": [(layer.size or 0) / _MB] for number, layer in rows}
+    return {_numbered(str(number), layer.step): [(layer.size or 0) / _MB] for number, layer in rows}
+
+
+def _numbered(number: str, step: str) -> str:
+    """Return what a step is called: its number, and the layer that it copies or the command that it runs."""
+    copied = re.match(r"COPY /layers/([^/]+)/", step)
+    return f"{number} {copied[1] if copied else step.rpartition(' pipefail -c ')[2][:40].replace('|', '/')}"
 
 
 def _seed(engine: Engine) -> int:
