@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from comfypod import proc
 from comfypod.errors import StorageError
 from comfypod.host.prepare import prepare
 from comfypod.host.store import MARKER, Building, Store
@@ -97,9 +101,18 @@ def test_a3_a_disk_that_fills_up_during_a_wheel_install_is_named_with_the_bytes_
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("names_paths", [True, False])
 def test_a3_uvs_cache_on_a_full_disk_is_named_too(
-    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch, names_paths: bool
 ) -> None:
+    run = proc.run
+
+    def without_paths(*arguments: Any, **options: Any) -> proc.Completed:
+        done = run(*arguments, **options)
+        return replace(done, stderr=re.sub(r"`/[^`]+`", "a file", done.stderr))
+
+    if not names_paths:
+        monkeypatch.setattr(proc, "run", without_paths)
     lock = tiny.lock(tiny.tree(tmp_path / "source"), _wheel_of_zeros(wheels, 20))
     with disks.tmpfs(tmp_path / "disk", megabytes=8) as cache:
         monkeypatch.setenv("UV_CACHE_DIR", str(cache))

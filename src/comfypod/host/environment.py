@@ -128,7 +128,9 @@ def _uv(
 
 
 def _explain(done: proc.Completed, folder: Path, needed: int) -> ComfypodError:
-    told = explain(done, folder, needed)
+    # Where uv names no path, the fuller of its two disks is the likelier one.
+    fuller = min((folder, cache_folder()), key=lambda place: files.room(place).bytes)
+    told = explain(done, fuller, needed)
     if isinstance(told, StorageError):
         return StorageError(told.message, f"{with_data_hint(told.hint)}; UV_CACHE_DIR=FOLDER moves uv's cache")
     return told
